@@ -1,0 +1,19 @@
+"""`edgebuild` and `python -m edgebuild`.
+
+The packages models, latency, export and pipeline bear common names. The folder that holds ours goes first on
+sys.path, so that a user's own `models/` in the working folder or on PYTHONPATH cannot shadow them.
+"""
+
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from pipeline.cli import main as cli_main
+
+    cli_main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Artifact: a file that can be timed and shipped. Input is uint8 NHWC RGB; the rest is nodes of the graph."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from export import FORMAT
+from export.errors import ExportError
+from export.preprocess import Preprocess
+from latency.records import Target
+
+METADATA_KEY = "edgebuild"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a file says of itself: stored in the ONNX metadata, in the IR's rt_info and in checkpoints.
+
+    mean and std are of pixel values from 0 to 255, by channel.
+    """
+
+    classes: tuple[str, ...]
+    input_size: int
+    preprocess: Preprocess
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    spec_hash: str
+    batch: int = 1
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelCard":
+        values = json.loads(text)
+        if values.get("format") != FORMAT:
+            raise ExportError(f"model card of format {values.get('format')!r}; this version reads {FORMAT}")
+        values["preprocess"] = Preprocess(**values["preprocess"])
+        for key in ("classes", "mean", "std"):
+            values[key] = tuple(values[key])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """path: .onnx, or .xml with its .bin beside it. precision: how it is run, see latency.runners.PRECISIONS."""
+
+    path: Path
+    runtime: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.runtime}-{self.precision}"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        weights = self.path.with_suffix(".bin")
+        return (self.path, weights) if self.path.suffix == ".xml" else (self.path,)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(f.stat().st_size for f in self.files)
+
+    def target(self, threads: int) -> Target:
+        return Target.of(self.path, self.runtime, self.precision, threads)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"path": self.path.name, "runtime": self.runtime, "precision": self.precision,
+                "size_bytes": self.size_bytes}  # fmt: skip
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,5 @@
+"""Errors of this package."""
+
+
+class ExportError(RuntimeError):
+    """A model that cannot be exported, quantized, checked or packed; the text says what to do next."""

@@ -1,0 +1,75 @@
+"""From an image file to the array that the network takes. The only way an image enters validation, test, parity and
+the bundle, which holds a copy of this file, byte for byte. Standard library, numpy and Pillow only."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FITS = ("squash", "pad", "crop")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_GREY = (114, 114, 114)
+
+
+class ImageError(ValueError):
+    """A file that is no readable image."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """EXIF transpose, RGB, resize to size x size.
+
+    fit: squash ignores the aspect ratio; pad keeps it inside a grey square; crop keeps it and cuts the middle.
+    A JPEG more than twice as large as needed is decoded at a fraction of its size (Pillow's draft mode).
+    """
+
+    size: int
+    fit: str = "squash"
+    filter: str = "bilinear"
+    format: int = 1
+
+    def __post_init__(self) -> None:
+        if self.fit not in FITS or self.filter not in _FILTERS or self.format != 1:
+            raise ValueError(f"unknown preprocessing {asdict(self)}; fit: {FITS}, filter: {tuple(_FILTERS)}, format: 1")
+
+    def load(self, path: str | Path) -> np.ndarray:
+        """uint8 array (size, size, 3), RGB. Raises ImageError naming the file and what is wrong with it."""
+        try:
+            with Image.open(path) as image:
+                image.draft("RGB", (2 * self.size, 2 * self.size))
+                return np.asarray(self._resize(_to_rgb(ImageOps.exif_transpose(image))))
+        except Image.DecompressionBombError as error:
+            raise ImageError(f"{path}: too many pixels to decode safely: {error}") from error
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise ImageError(f"{path}: {str(error) or type(error).__name__}") from error
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        target, resample = (self.size, self.size), _FILTERS[self.filter]
+        if self.fit == "pad":
+            return ImageOps.pad(image, target, method=resample, color=_GREY)
+        if self.fit == "crop":
+            return ImageOps.fit(image, target, method=resample)
+        return image.resize(target, resample)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel; convert() would clip at 255
+        values = np.asarray(image).astype(np.float32) / 257.0
+        image = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def find_images(path: str | Path) -> list[Path]:
+    """A file itself, or all image files under a folder, sorted by path."""
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    return sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())

@@ -1,0 +1,80 @@
+"""Host: the machine on which a number is true."""
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from latency import FORMAT
+
+_ISA = (
+    "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16",
+    "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "bf16", "i8mm", "sve",
+)  # fmt: skip
+"""Flags of /proc/cpuinfo that decide which kernels a runtime picks (x86-64 and arm64)."""
+_PACKAGES = ("numpy", "onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class Host:
+    cpu: str
+    isa: tuple[str, ...]
+    cores: int
+    governor: str | None
+    memory_mib: int
+    system: str
+    python: str
+    versions: dict[str, str]
+    format: int = FORMAT
+
+    @property
+    def key(self) -> str:
+        """Two hosts with one key may share timings: same CPU, instruction sets, cores allowed and runtimes."""
+        what = [self.cpu, self.isa, self.cores, self.governor, self.versions]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def has_bf16(self) -> bool:
+        return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(self.isa))
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"key": self.key}
+
+
+@cache
+def this_host() -> Host:
+    """Read /proc, /sys and the installed packages' metadata; imports no runtime."""
+    info = _cpuinfo()
+    flags = set((info.get("flags") or info.get("Features") or "").split())
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    affinity = getattr(os, "sched_getaffinity", None)
+    return Host(
+        cpu=info.get("model name") or platform.processor() or platform.machine(),
+        isa=tuple(name for name in _ISA if name in flags),
+        cores=len(affinity(0)) if affinity else (os.cpu_count() or 1),
+        governor=governor.read_text().strip() if governor.is_file() else None,
+        memory_mib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        versions={p: v for p in _PACKAGES if (v := _version(p))},
+    )
+
+
+def _cpuinfo() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return {}
+    first = path.read_text(errors="replace").split("\n\n")[0]
+    return {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in first.splitlines())}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""What can be built: the model language, blocks, search spaces, students and teachers."""

@@ -1,0 +1,239 @@
+"""SearchSpace: what may be chosen, read from YAML, and the function trial -> Candidate. No torch in here.
+
+    format: 1
+    flat: true               # every parameter is suggested in every trial; false: only those that the draw uses
+    max_strides: 5           # how many modules may have stride 2; a further one gets 1
+    hyper:                   # hyper-parameters of training, and the input size
+      optimizer: [adam, sgd]
+      ...
+    model:                   # depth_multiple, width_multiple
+    modules:
+    - name: m1
+      params:                # name -> a choice; a plain value is a constant
+        repeat: {low: 1, high: 3}
+        type: [Conv, Pass]
+        out: {low: 16, high: 64, step: 16}
+        stride: {choices: [1, 2], two_if: 0}
+      layers:                # type -> args of models.language.BLOCKS, `$name` stands for a parameter
+        Conv: [$out, 3, $stride]
+
+A choice is a list, or {low, high, step} of whole numbers, or {low, high, step|log} of floats. `two_if: n` on a stride
+makes it 2 where n modules before had stride 2. `Pass` leaves the module out. In `head`, `$classes` is the number of
+classes.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from models.language import BLOCKS, SpecError, nearest
+from models.spec import ModelSpec, find_yaml
+
+SPACES = Path(__file__).parent / "spaces"
+PASS = "Pass"
+_HYPER = ("optimizer", "learning_rate", "batch", "n_select", "input_size")
+_MODEL = ("depth_multiple", "width_multiple")
+
+
+class Suggester(Protocol):
+    """The part of optuna.Trial that a space needs."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float: ...
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """How a candidate is trained. optimizer: a name of timm's; n_select: operations of RandAugment, 0 for none."""
+
+    optimizer: str
+    learning_rate: float
+    batch: int
+    n_select: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    spec: ModelSpec
+    hyper: Hyper
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    document: dict[str, Any]
+    source: str
+
+    @classmethod
+    def load(cls, name: str | Path, input_sizes: list[int] | None = None) -> "SearchSpace":
+        """A space that ships (cpu, lineage) or a YAML file; `input_sizes` replaces its own. Raises SpecError."""
+        file = find_yaml(name, SPACES, "search space")
+        try:
+            document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SpecError(f"{file}: not readable as YAML: {error}") from error
+        if input_sizes and isinstance(document, dict) and isinstance(document.get("hyper"), dict):
+            document["hyper"]["input_size"] = list(input_sizes)
+        _check(document, str(file))
+        return cls(document, str(file))
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(json.dumps(self.document, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def flat(self) -> bool:
+        return bool(self.document["flat"])
+
+    def suggest(self, trial: Suggester, classes: int) -> Candidate:
+        """Draw one candidate. Raises SpecError where the draw is no valid network."""
+        hyper = {k: _draw(trial, k, self.document["hyper"][k]) for k in _HYPER}
+        model = {k: _draw(trial, k, v) for k, v in self.document["model"].items()}
+        strides = 0
+        backbone: list[list[Any]] = []
+        for module in self.document["modules"]:
+            values = _Values(trial, module["name"], module["params"])
+            if self.flat:
+                values.draw_all()
+            kind = values["type"]
+            if kind == PASS:
+                continue
+            if "stride" in module["params"]:
+                stride_choice, stride = module["params"]["stride"], values["stride"]
+                if isinstance(stride_choice, dict) and strides == stride_choice.get("two_if"):
+                    stride = 2
+                stride = 1 if strides >= self.document["max_strides"] else stride
+                strides += stride > 1
+                values.fix("stride", stride)
+            args = [values[a[1:]] if _is_reference(a) else a for a in module["layers"][kind]]
+            backbone.append([values["repeat"], kind, args])
+        head = _Values(trial, "head", self.document["head"]["params"])
+        head.fix("classes", classes)
+        for repeat, kind, template in self.document["head"]["layers"]:
+            backbone.append([repeat, kind, [head[a[1:]] if _is_reference(a) else a for a in template]])
+        size = hyper.pop("input_size")
+        document = {"INPUT_SIZE": [size, size], **model, "backbone": backbone}
+        return Candidate(ModelSpec.parse(document, source="candidate"), Hyper(**hyper))
+
+
+class _Values:
+    """The parameters of one module, drawn when first asked for."""
+
+    def __init__(self, trial: Suggester, module: str, params: dict[str, Any]) -> None:
+        self._trial, self._module, self._params = trial, module, params
+        self._values: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._values:
+            self._values[name] = _draw(self._trial, f"{self._module}/{name}", self._params.get(name, 1))
+        return self._values[name]
+
+    def fix(self, name: str, value: Any) -> None:
+        self._values[name] = value
+
+    def draw_all(self) -> None:
+        for name in self._params:
+            _ = self[name]
+
+
+def _draw(trial: Suggester, name: str, choice: Any) -> Any:
+    if isinstance(choice, list):
+        return choice[0] if len(choice) == 1 else trial.suggest_categorical(name, choice)
+    if not isinstance(choice, dict):
+        return choice
+    if "choices" in choice:
+        return _draw(trial, name, choice["choices"])
+    low, high = choice["low"], choice["high"]
+    draw: Callable[..., Any] = trial.suggest_float if _has_float(choice) else trial.suggest_int
+    extra = {k: choice[k] for k in ("step", "log") if k in choice}
+    return draw(name, low, high, **extra)
+
+
+def _has_float(choice: dict[str, Any]) -> bool:
+    return any(isinstance(choice[k], float) for k in ("low", "high", "step") if k in choice)
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("$")
+
+
+def _check(document: Any, source: str) -> None:
+    """Refuse a space that no trial could draw from, in the words of the file."""
+    keys = ("format", "flat", "max_strides", "hyper", "model", "modules", "head")
+    if not isinstance(document, dict):
+        raise SpecError(f"{source}: expected a mapping with the keys {', '.join(keys)}")
+    _same_keys(document, keys, source)
+    if document["format"] != 1:
+        raise SpecError(f"{source}: format: expected 1, got {document['format']!r}")
+    _same_keys(document["hyper"], _HYPER, f"{source}: hyper")
+    _same_keys(document["model"], _MODEL, f"{source}: model")
+    for where, choice in _choices(document):
+        _check_choice(choice, f"{source}: {where}")
+    for module in document["modules"]:
+        where = f"{source}: module {module.get('name', '?')}"
+        _same_keys(module, ("name", "params", "layers"), where)
+        types = module["params"].get("type", [])
+        types = types if isinstance(types, list) else [types]
+        for kind in types:
+            if kind != PASS and kind not in module["layers"]:
+                raise SpecError(f"{where}: type {kind!r} has no entry in layers{nearest(kind, module['layers'])}")
+        for kind, args in module["layers"].items():
+            _check_layer(kind, args, module["params"], where)
+    _same_keys(document["head"], ("params", "layers"), f"{source}: head")
+    for _, kind, args in document["head"]["layers"]:
+        _check_layer(kind, args, {**document["head"]["params"], "classes": 1}, f"{source}: head")
+
+
+def _choices(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for part in ("hyper", "model"):
+        yield from ((f"{part}.{k}", v) for k, v in document[part].items())
+    for module in document["modules"]:
+        yield from ((f"module {module['name']}: {k}", v) for k, v in module["params"].items())
+    yield from ((f"head: {k}", v) for k, v in document["head"]["params"].items())
+
+
+def _check_choice(choice: Any, where: str) -> None:
+    if isinstance(choice, list) and not choice:
+        raise SpecError(f"{where}: an empty list leaves nothing to choose")
+    if not isinstance(choice, dict):
+        return
+    known = ("choices", "two_if") if "choices" in choice else ("low", "high", "step", "log")
+    for key in choice:
+        if key not in known:
+            raise SpecError(f"{where}: unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}")
+    if "choices" in choice:
+        _check_choice(choice["choices"], where)
+    elif not ("low" in choice and "high" in choice):
+        raise SpecError(f"{where}: a range needs low and high, got {choice!r}")
+    elif not all(isinstance(choice[k], int | float) for k in ("low", "high")) or choice["low"] > choice["high"]:
+        raise SpecError(f"{where}: low and high: expected numbers with low <= high, got {choice!r}")
+
+
+def _check_layer(kind: str, args: list[Any], params: dict[str, Any], where: str) -> None:
+    if kind not in BLOCKS:
+        raise SpecError(f"{where}: unknown block {kind!r}{nearest(kind, BLOCKS)}; known: {', '.join(BLOCKS)}")
+    for value in args:
+        if _is_reference(value) and value[1:] not in params:
+            raise SpecError(f"{where}: {kind}: {value} names no parameter{nearest(value[1:], params)}; "
+                            f"known: {', '.join(params)}")
+
+
+def _same_keys(mapping: Any, keys: tuple[str, ...], where: str) -> None:
+    if not isinstance(mapping, dict):
+        raise SpecError(f"{where}: expected a mapping with the keys {', '.join(keys)}, got {mapping!r}")
+    for key in mapping:
+        if key not in keys:
+            raise SpecError(f"{where}: unknown key {key!r}{nearest(key, keys)}; known: {', '.join(keys)}")
+    for key in keys:
+        if key not in mapping:
+            raise SpecError(f"{where}: the key {key!r} is missing")
