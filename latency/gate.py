@@ -14,8 +14,8 @@ from latency.records import Measurement, Target, Verdict
 from latency.sampling import Plan
 
 DISTURBED = 1.25
-"""The middle half of the control's medians may differ by this factor; FACTS: two frequency regimes alone give 1.27
-between the extremes of eight processes, less between their quartiles."""
+"""The middle half of the control's medians may differ by this factor. Two frequency regimes of one host gave 1.27
+between the extremes of eight processes, and less between their quartiles."""
 
 
 def judge(measurement: Measurement, limit_ms: float, look: Look | None) -> Verdict:

@@ -1,0 +1,177 @@
+"""BuildConfig: all that the user sets. YAML file or the name of a shipped one, then `--set key=value`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.language import SpecError, nearest
+from models.spec import find_yaml
+from pipeline.errors import PipelineError
+
+CONFIGS = Path(__file__).parent / "configs"
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Runtime = Literal["onnxruntime", "openvino"]
+Precision = Literal["f32", "bf16", "int8"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Data(Section):
+    root: str
+    """An ImageFolder tree (train/, val/, optionally test/; or one tree of classes), or `demo` for the drawn set."""
+    fit: Literal["squash", "pad", "crop"] = "squash"
+
+
+class Latency(Section):
+    limit_ms: Positive
+    """p90 of one inference in a typical fresh process."""
+    runtimes: Annotated[tuple[Runtime, ...], Field(min_length=1)] = ("onnxruntime", "openvino")
+    precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = ("f32", "bf16", "int8")
+    """bf16 is left out where the CPU or the runtime lacks it."""
+    threads: Count = 1
+    processes: Count = 9
+    """Fresh processes of the gate's first look; fewer than 7 cannot give a verdict."""
+
+
+class Score(Section):
+    """score = time_weight * t / reference_s + sigmoid(slope * (f1 - f1_macro)), lower is better."""
+
+    time_weight: float
+    reference_s: Positive
+    slope: float
+    f1: float
+
+
+class Submission(Section):
+    """How many images will be scored, in how many seconds at most, all in; without them nothing is claimed."""
+
+    images: Count | None = None
+    limit_s: Positive | None = None
+    score: Score | None = None
+
+
+class Search(Section):
+    space: str = "cpu"
+    input_sizes: tuple[Annotated[int, Field(ge=16, le=2048)], ...] | None = None
+    """Replaces the space's own list."""
+    trials: Count = 20
+    """Candidates to train; those over the limit are rejected untrained and do not count."""
+    max_asked: Count = 200
+    max_minutes: Positive = 60
+    epochs: Count = 10
+    subset: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the training images that a candidate is trained on."""
+    storage: str | None = None
+    """An Optuna storage URL; the default is SQLite in the run folder."""
+
+
+class Select(Section):
+    f1_floor: Share = 0.4
+    f1_band: Share = 0.02
+    latency_band: Share = 0.10
+    input_size: int | None = 168
+    trial: int | None = None
+    """Overrules the rule by a trial's number."""
+
+
+class Teacher(Section):
+    name: str = "efficientnet_b0"
+    weights: str = "hub"
+    """hub, none, or the path of a .safetensors file."""
+    epochs: Count = 8
+    input_size: Annotated[int, Field(ge=16, le=2048)] | None = None
+    """null: the student's."""
+    learning_rate: Positive = 1e-3
+    batch: Count = 32
+
+
+class Distill(Section):
+    epochs: Count = 60
+    temperature: Positive = 3.0
+    weight: Share = 0.7
+    """Share of the distillation loss; the rest is class-weighted cross-entropy."""
+    views: Count = 8
+    """Random crops stored of each image, for which the teacher is asked once."""
+
+
+class Quantize(Section):
+    max_f1_drop: Share = 0.01
+
+
+class BuildConfig(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: Data
+    latency: Latency
+    submission: Submission = Submission()
+    search: Search = Search()
+    select: Select = Select()
+    teacher: Teacher = Teacher()
+    distill: Distill = Distill()
+    quantize: Quantize = Quantize()
+
+
+def load_config(name: str | Path, overrides: list[str] | None = None) -> BuildConfig:
+    """A path or a shipped name, with `key=value` overrides. Raises PipelineError naming the file and key."""
+    try:
+        path = find_yaml(name, CONFIGS, "config")
+    except SpecError as error:
+        raise PipelineError(str(error)) from error
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise PipelineError(f"{path}: expected a mapping of config keys, got {type(document).__name__}")
+    for text in overrides or []:
+        override(document, text)
+    return check_config(document, str(path))
+
+
+def check_config(document: dict[str, Any], source: str) -> BuildConfig:
+    try:
+        return BuildConfig.model_validate(document)
+    except ValidationError as error:
+        lines = [_explain(dict(e)) for e in error.errors()]
+        raise PipelineError(f"{source}: " + f"\n{source}: ".join(lines)) from error
+
+
+def config_name(name: str | Path) -> str:
+    return Path(name).stem
+
+
+def override(document: dict[str, Any], text: str) -> None:
+    key, equals, written = text.partition("=")
+    if not equals or not key:
+        raise PipelineError(f"--set {text!r}: expected key=value, for example --set latency.limit_ms=1.4")
+    try:
+        value = yaml.safe_load(written)
+    except yaml.YAMLError as error:
+        raise PipelineError(f"--set {text!r}: the value is not YAML: {error}") from error
+    *parents, last = key.split(".")
+    for parent in parents:
+        document = document.setdefault(parent, {})
+        if not isinstance(document, dict):
+            raise PipelineError(f"--set {text!r}: {parent} is not a section")
+    document[last] = value
+
+
+def _explain(error: dict[str, Any]) -> str:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        section: Any = BuildConfig
+        for part in location[:-1]:
+            section = section.model_fields[part].annotation
+            section = section if isinstance(section, type) else Score
+        known = list(section.model_fields)
+        return f"{key}: unknown key{nearest(location[-1], known)}; known here: {', '.join(known)}"
+    if error["type"] == "missing":
+        return f"{key}: missing; set it in the file or with --set {key}=VALUE"
+    return f"{key}: {error['msg']}, got {error['input']!r}"

@@ -1,0 +1,175 @@
+"""The labelled images: which there are, in which split, and which are of no use."""
+
+import hashlib
+import json
+import os
+import random
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from export.preprocess import SUFFIXES, ImageError, Preprocess
+from pipeline import FORMAT
+from pipeline.errors import PipelineError
+
+SPLITS = ("train", "val", "test")
+_PROBE = Preprocess(32)
+_SHARES = {"val": 0.15, "test": 0.15}
+_LEAST_TO_SPLIT = 4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """path: relative to the root. sha256: of the file's bytes."""
+
+    path: str
+    label: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """What was found under `root`. skipped: path -> why it cannot be used."""
+
+    root: str
+    classes: tuple[str, ...]
+    splits: dict[str, tuple[Sample, ...]]
+    skipped: dict[str, str]
+    format: int = FORMAT
+
+    @property
+    def hash(self) -> str:
+        """Of the images' bytes, labels and splits; where they lie does not matter."""
+        what = [self.classes, {s: [(x.label, x.sha256) for x in v] for s, v in self.splits.items()}]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def final_split(self) -> str:
+        """The split for the final figures: test where there is one, else val, which then was also chosen on."""
+        return "test" if self.splits.get("test") else "val"
+
+    def paths(self, split: str) -> list[Path]:
+        return [Path(self.root) / s.path for s in self.splits[split]]
+
+    def labels(self, split: str) -> list[int]:
+        return [s.label for s in self.splits[split]]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """split -> class -> images."""
+        return {
+            split: {c: n for i, c in enumerate(self.classes) for n in [Counter(self.labels(split))[i]]}
+            for split in self.splits
+        }
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Index":
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values["classes"] = tuple(values["classes"])
+        values["splits"] = {k: tuple(Sample(**s) for s in v) for k, v in values["splits"].items()}
+        return cls(**values)
+
+
+def list_files(root: Path) -> list[tuple[str, int, int]]:
+    """(relative path, bytes, mtime in ns) of each image file: a cheap sign of whether anything changed."""
+    found = (p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return sorted((p.relative_to(root).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in found)
+
+
+def scan(root: Path, seed: int) -> Index:
+    """Read every image once; unreadable ones are set aside. Raises PipelineError for a tree of no use."""
+    if not root.is_dir():
+        raise PipelineError(f"data.root: {root}: no such folder; give one with --set data.root=FOLDER")
+    if (root / "train").is_dir():
+        trees = {split: _classes(root / split) for split in SPLITS if (root / split).is_dir()}
+        if "val" not in trees:
+            raise PipelineError(f"{root}: has train/ but no val/; add val/, or give one tree of classes to be split")
+        _same_classes(root, trees)
+        files = {s: [(p, c) for c, paths in tree.items() for p in paths] for s, tree in trees.items()}
+        classes = tuple(sorted(trees["train"]))
+    else:
+        tree = _classes(root)
+        classes = tuple(sorted(tree))
+        files = _split(tree, seed)
+    if not any(files.values()):
+        raise PipelineError(f"{root}: no image found; expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg")
+    if len(classes) < 2:
+        raise PipelineError(f"{root}: found {len(classes)} class ({', '.join(classes)}); a classifier needs two or more")
+    index = _read_all(root, classes, files)
+    for split, counts in index.counts().items():
+        empty = [c for c, n in counts.items() if n == 0]
+        if empty:
+            raise PipelineError(f"{root}: {split}: no readable image of class {', '.join(empty)}; add some, or remove "
+                                "the class from all splits")
+    return index
+
+
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    return {
+        d.name: sorted(p for p in d.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        for d in sorted(folder.iterdir())
+        if d.is_dir() and not d.name.startswith(".")
+    }
+
+
+def _same_classes(root: Path, trees: dict[str, dict[str, list[Path]]]) -> None:
+    for split, tree in trees.items():
+        missing, extra = sorted(set(trees["train"]) - set(tree)), sorted(set(tree) - set(trees["train"]))
+        if missing or extra:
+            what = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(extra)} beside"] * bool(extra)
+            raise PipelineError(f"{root}: the classes differ between splits: against train, {split} {' and '.join(what)}")
+
+
+def _split(tree: dict[str, list[Path]], seed: int) -> dict[str, list[tuple[Path, str]]]:
+    """70/15/15 in each class. Each class is shuffled by itself, so that a new class leaves the others' split alone."""
+    files: dict[str, list[tuple[Path, str]]] = {s: [] for s in SPLITS}
+    for name, paths in tree.items():
+        if 0 < len(paths) < _LEAST_TO_SPLIT:
+            raise PipelineError(f"class {name}: {len(paths)} images cannot be split into train, val and test; "
+                                f"add some (at least {_LEAST_TO_SPLIT}) or lay out train/ and val/ yourself")
+        order = list(paths)
+        random.Random(f"{seed}-{name}").shuffle(order)
+        for split, share in _SHARES.items():
+            count = max(1, round(share * len(paths))) if paths else 0
+            files[split] += [(p, name) for p in order[:count]]
+            order = order[count:]
+        files["train"] += [(p, name) for p in order]
+    return {s: sorted(v) for s, v in files.items()}
+
+
+def _read_all(root: Path, classes: tuple[str, ...], files: dict[str, list[tuple[Path, str]]]) -> Index:
+    def read(item: tuple[Path, str]) -> Sample | tuple[str, str]:
+        path, name = item
+        relative = path.relative_to(root).as_posix()
+        try:
+            _PROBE.load(path)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        except (ImageError, OSError) as error:
+            return relative, str(error)
+        return Sample(relative, classes.index(name), digest)
+
+    splits: dict[str, tuple[Sample, ...]] = {}
+    skipped: dict[str, str] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for split, items in files.items():
+            found = list(pool.map(read, items))
+            splits[split] = tuple(x for x in found if isinstance(x, Sample))
+            skipped.update(x for x in found if isinstance(x, tuple))
+    return Index(str(root.resolve()), classes, {s: v for s, v in splits.items() if v or s != "test"}, skipped)
+
+
+def summary(index: Index) -> dict[str, Any]:
+    """What `data check --json` prints."""
+    shared = Counter(s.sha256 for samples in index.splits.values() for s in samples)
+    return {
+        "root": index.root,
+        "classes": list(index.classes),
+        "counts": index.counts(),
+        "skipped": index.skipped,
+        "identical_files": sum(n - 1 for n in shared.values()),
+        "hash": index.hash,
+    }

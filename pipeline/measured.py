@@ -1,0 +1,127 @@
+"""Latency of a candidate, measured in the forms in which it can ship, once for each graph, size, form and host."""
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from export.artifact import ModelCard
+from export.onnx_export import export_onnx
+from latency.bounds import ALPHA, percentile, quantile_bounds
+from latency.host import Host
+from latency.measure import WarmTimer
+from latency.records import Target
+from latency.sampling import Plan
+from latency.worker import CONTROL
+from models.build import build
+from models.spec import ModelSpec
+from pipeline import FORMAT
+from pipeline.errors import PipelineError
+
+_PLAN = Plan(samples=150, seconds=0.4, warmup_seconds=0.3)
+_CONTROL_PLAN = Plan(samples=400, seconds=1.0)
+_HOPELESS = 2.0
+"""A candidate whose first ten inferences are all over this many limits is timed no further."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to ship: runtime x precision."""
+
+    runtime: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.runtime}-{self.precision}"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """p90 of one warm process, as it would be with the control as fast as when the study began.
+
+    p90_lower_ms: its 99 % lower bound, of which the constraint is made. drift: control now / control then.
+    """
+
+    form: str
+    p90_ms: float
+    p90_lower_ms: float
+    drift: float
+    effective_precision: str
+    samples: int
+    format: int = FORMAT
+
+
+def forms(runtimes: tuple[str, ...], precisions: tuple[str, ...], host: Host, quantized: bool) -> list[Form]:
+    """The forms that the config asks for and this host can run; `quantized`: with INT8, which needs calibration."""
+    found = [
+        Form(runtime, precision)
+        for runtime in runtimes
+        for precision in precisions
+        if (precision != "bf16" or (runtime == "openvino" and host.has_bf16)) and (precision != "int8" or quantized)
+    ]
+    if not found and not quantized:  # INT8 alone was asked for: its f32 form is what the search can time
+        found = [Form(runtime, "f32") for runtime in runtimes]
+    if not found:
+        raise PipelineError(f"latency.precisions: {', '.join(precisions)}: none of them runs on this CPU with "
+                            f"{', '.join(runtimes)}; add f32")
+    return found
+
+
+class CandidateTimer:
+    """Measures specs; records lie in `folder`, named by graph, input size, form, threads and host."""
+
+    def __init__(self, folder: Path, host: Host, forms: list[Form], threads: int, limit_ms: float) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._host, self._forms, self._threads = folder, host, forms, threads
+        self._plan = replace(_PLAN, hopeless_ms=_HOPELESS * limit_ms)
+        self._timer = WarmTimer()
+
+    def __enter__(self) -> "CandidateTimer":
+        self._timer.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._timer.__exit__(*exc)
+
+    def time(self, spec: ModelSpec, card: ModelCard, seed: int) -> list[Timing]:
+        """One Timing a form, fastest first. Raises LatencyError."""
+        timings = []
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "candidate.onnx"
+            for form in self._forms:
+                name = f"{spec.hash}-{spec.input_size}-{form}-{self._threads}-{self._host.key}.json"
+                record = self._folder / name
+                if record.is_file():
+                    timings.append(Timing(**json.loads(record.read_text())))
+                    continue
+                if not file.is_file():
+                    export_onnx(build(spec, seed), card, file)
+                timings.append(self._time(file, form))
+                write_json(record, asdict(timings[-1]))
+        return sorted(timings, key=lambda t: t.p90_ms)
+
+    def _time(self, file: Path, form: Form) -> Timing:
+        reference = self._reference(form.runtime)
+        run = self._timer.time(Target.of(file, form.runtime, form.precision, self._threads), self._plan).runs[0]
+        drift = run.control_p50_ms / reference
+        lower, _ = quantile_bounds(list(run.samples_ms), 0.9, ALPHA)
+        return Timing(
+            str(form), run.p90_ms / drift, lower / drift, drift, run.effective_precision, len(run.samples_ms)
+        )
+
+    def _reference(self, runtime: str) -> float:
+        """The control's median when this host was first timed in this run."""
+        path = self._folder / f"control-{runtime}-{self._threads}-{self._host.key}.json"
+        if not path.is_file():
+            run = self._timer.time(Target.of(CONTROL, runtime, "f32", self._threads), _CONTROL_PLAN).runs[0]
+            write_json(path, {"p50_ms": percentile(run.samples_ms, 50), "format": FORMAT})
+        p50_ms: float = json.loads(path.read_text())["p50_ms"]
+        return p50_ms
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,91 @@
+"""The main job: every stage to a verdict, and result.json."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline import FORMAT, learn, ship
+from pipeline.errors import FAILED_GATE, INCONCLUSIVE, PASS, NoCandidate, PipelineError
+from pipeline.measured import write_json
+from pipeline.stages import Done, Run, Stage, current, perform
+
+STAGES: tuple[Stage, ...] = (
+    learn.DATA,
+    learn.SEARCH,
+    learn.SELECT,
+    learn.TEACH,
+    learn.DISTILL,
+    ship.EXPORT,
+    ship.QUANTIZE,
+    ship.VERIFY,
+    ship.GATE,
+    ship.BUNDLE,
+)
+EXIT_CODES = {"pass": PASS, "fail": FAILED_GATE, "inconclusive": INCONCLUSIVE}
+
+
+def run_all(run: Run) -> dict[str, Any]:
+    """Every stage that is not current, in order, until a verdict; what result.json holds."""
+    learn.check_before(run)
+    done: list[Done] = []
+    reasons: list[str] = []
+    for stage in STAGES:
+        try:
+            done.append(perform(stage, run))
+        except NoCandidate as error:
+            reasons = [str(error)]
+            break
+        if stage is ship.GATE and done[-1].summary["verdict"] != "pass":
+            reasons = done[-1].summary["reasons"]
+            break
+    result = _result(run, done, reasons)
+    write_json(run.folder / "result.json", result)
+    return result
+
+
+def run_one(name: str, run: Run) -> Done:
+    """One stage alone. Raises PipelineError naming the stage that must come first."""
+    by_name = {s.name: s for s in STAGES}
+    stage = by_name[name]
+    if stage is learn.SEARCH:  # the data is part of the first step that a user takes
+        perform(learn.DATA, run)
+    for need in stage.needs:
+        if run.manifest(need) is None:
+            raise PipelineError(f"{name}: needs the stage {need} first: `edgebuild {_command(need)} --run-dir {run.folder}`")
+        if current(by_name[need], run) is None:
+            raise PipelineError(f"{name}: the stage {need} is out of date, its config or input has changed: "
+                                f"`edgebuild {_command(need)} --run-dir {run.folder}`")
+    return perform(stage, run)
+
+
+def _command(stage: str) -> str:
+    return "search" if stage == "data" else stage
+
+
+def _result(run: Run, done: list[Done], reasons: list[str]) -> dict[str, Any]:
+    finished = {d.name: d.summary for d in done}
+    search = finished["search"]
+    result: dict[str, Any] = {
+        "format": FORMAT,
+        "verdict": "fail",
+        "reasons": reasons,
+        "model": None,
+        "latency": None,
+        "quality": None,
+        "submission": None,
+        "search": {k: search[k] for k in ("asked", "rejected_untrained", "trained", "over_limit_trained")},
+        "stages": [{"name": d.name, "seconds": d.seconds, "skipped": d.skipped} for d in done],
+        "host": run.host.as_dict(),
+        "bundle": finished.get("bundle"),
+    }
+    if "gate" in finished:
+        judged = finished["gate"]
+        result |= {
+            "verdict": judged["verdict"],
+            "model": ship.model_facts(run),
+            "latency": judged["latency"],
+            "quality": finished["verify"]["quality"],
+            "submission": judged["submission"],
+        }
+    return result
+
+

@@ -1,0 +1,274 @@
+"""The search: ask, measure, reject or train, tell.
+
+Three objectives: macro F1 up, latency down, parameters down. A candidate whose latency is over the limit (by its lower
+bound) sets its constraint and is told PRUNED, untrained; the sampler learns from it all the same. What was measured and
+what was trained is kept in records beside Optuna's database, so a resumed, changed or moved study repeats neither.
+"""
+
+import hashlib
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+
+from export.artifact import ModelCard
+from export.preprocess import Preprocess
+from latency.errors import LatencyError
+from latency.host import Host
+from models.build import build, profile
+from models.language import SpecError
+from models.space import Candidate, SearchSpace
+from pipeline.config import BuildConfig
+from pipeline.data import Index
+from pipeline.errors import EnvironmentProblem, PipelineError
+from pipeline.measured import CandidateTimer, forms, write_json
+from pipeline.train import Arrays, Recipe, fit
+
+PIXEL_MEAN = PIXEL_STD = (127.5, 127.5, 127.5)
+"""Normalisation of students built from the model language: -1 to 1."""
+_CONSTRAINT = "latency_over_limit_ms"
+_DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+_REAPED = "reaped"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search stands on. arrays_for: input size -> images; folder: where studies and records live."""
+
+    config: BuildConfig
+    index: Index
+    arrays_for: Callable[[int], Arrays]
+    folder: Path
+    host: Host
+    worker: str
+    say: Say
+
+    @property
+    def space(self) -> SearchSpace:
+        sizes = self.config.search.input_sizes
+        return SearchSpace.load(self.config.search.space, list(sizes) if sizes else None)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What a candidate's F1 depends on beside the candidate."""
+        c = self.config
+        return {"data": self.index.hash, "fit": c.data.fit, "epochs": c.search.epochs, "subset": c.search.subset,
+                "seed": c.seed}  # fmt: skip
+
+    @property
+    def study_name(self) -> str:
+        """Of everything that gives a trial its meaning; budgets are left out, so raising one goes on."""
+        latency = self.config.latency
+        what = [self.space.hash, self.training, latency.limit_ms, latency.runtimes, latency.precisions,
+                latency.threads, self.host.key]  # fmt: skip
+        return "edgebuild-" + _hash(what)
+
+
+def run_search(search: Search) -> dict[str, Any]:
+    """Go on with the study until its budget is used; the summary and all trials. Raises PipelineError."""
+    config, space = search.config, search.space
+    study = _open_study(search)
+    _reap(study, search.worker)
+    _carry_over(study, search)
+    timer = CandidateTimer(
+        search.folder / "measurements",
+        search.host,
+        forms(config.latency.runtimes, config.latency.precisions, search.host, quantized=False),
+        config.latency.threads,
+        config.latency.limit_ms,
+    )
+    with timer:
+        while (reason := _budget_used(study, config)) is None:
+            # A sampler of its own for each trial: seeded alike whether the study was interrupted before or not.
+            number = sum(_REAPED not in t.user_attrs for t in study.trials)
+            study.sampler = optuna.samplers.TPESampler(
+                multivariate=True, group=not space.flat, seed=int(_hash([config.seed, number]), 16) % 2**32
+            )
+            trial = study.ask()
+            trial.set_user_attr("worker", search.worker)
+            _evaluate(study, trial, search, space, timer)
+    search.say(f"search ends: {reason}")
+    return summary(study, config)
+
+
+def summary(study: optuna.Study, config: BuildConfig) -> dict[str, Any]:
+    """Counts, and a row for each trial that was measured."""
+    done = [t for t in study.trials if t.state in _DONE]
+    trained = [t for t in done if t.state == TrialState.COMPLETE]
+    rows = [{"trial": t.number, "state": t.state.name.lower(), **t.user_attrs} for t in done]
+    return {
+        "study": study.study_name,
+        "asked": sum(_REAPED not in t.user_attrs for t in study.trials),
+        "rejected_untrained": sum(t.state == TrialState.PRUNED for t in done),
+        "trained": len({t.user_attrs["training"] for t in trained}),
+        "over_limit_trained": sum(t.user_attrs[_CONSTRAINT] > 0 for t in trained),
+        "limit_ms": config.latency.limit_ms,
+        "trials": rows,
+    }
+
+
+def _evaluate(
+    study: optuna.Study, trial: optuna.Trial, search: Search, space: SearchSpace, timer: CandidateTimer
+) -> None:
+    began = time.perf_counter()
+    limit_ms = search.config.latency.limit_ms
+    try:
+        candidate = space.suggest(trial, len(search.index.classes))
+        shape = profile(candidate.spec)
+        timings = timer.time(candidate.spec, _card(candidate, search), search.config.seed)
+    except (SpecError, LatencyError) as error:
+        trial.set_user_attr("error", str(error))
+        study.tell(trial, state=TrialState.FAIL)
+        search.say(f"trial {trial.number}: cannot be built or timed: {error}")
+        return
+    best = timings[0]
+    over = min(t.p90_lower_ms for t in timings) - limit_ms
+    trial.set_constraint(_CONSTRAINT, over)
+    facts = {
+        "hash": candidate.spec.hash,
+        "input_size": candidate.spec.input_size,
+        "params": shape.params,
+        "macs": shape.macs,
+        "latency_ms": best.p90_ms,
+        "form": best.form,
+        "timings": [asdict(t) for t in timings],
+        _CONSTRAINT: over,
+        "measure_s": round(time.perf_counter() - began, 3),
+        "spec": candidate.spec.document(),
+        "hyper": candidate.hyper.as_dict(),
+    }
+    for name, value in facts.items():
+        trial.set_user_attr(name, value)
+    head = f"trial {trial.number}: {best.p90_ms:.2f} ms {best.form}, {shape.params / 1e3:.0f} k parameters"
+    if over > 0:
+        study.tell(trial, state=TrialState.PRUNED)
+        search.say(f"{head}: over {limit_ms:g} ms, rejected untrained in {facts['measure_s']:.1f} s")
+        return
+    key, f1 = _trained(candidate, search, trial.params)
+    trial.set_user_attr("training", key)
+    trial.set_user_attr("f1_macro", f1)
+    study.tell(trial, [f1, best.p90_ms, shape.params])
+    search.say(f"{head}: F1 {f1:.4f}, trained in {time.perf_counter() - began - facts['measure_s']:.0f} s")
+
+
+def _trained(candidate: Candidate, search: Search, params: dict[str, Any]) -> tuple[str, float]:
+    """(key, macro F1 on val of the best epoch), from the record where the same was trained before."""
+    what = [candidate.spec.hash, candidate.spec.input_size, candidate.hyper.as_dict(), search.training]
+    key = _hash(what)
+    record = search.folder / "trained" / f"{key}.json"
+    if record.is_file():
+        return key, json.loads(record.read_text())["f1_macro"]
+    config, hyper = search.config, candidate.hyper
+    arrays = _subset(search.arrays_for(candidate.spec.input_size), config.search.subset, config.seed)
+    recipe = Recipe(config.search.epochs, hyper.optimizer, hyper.learning_rate, hyper.batch, hyper.n_select)
+    model = build(candidate.spec, config.seed)
+    result = fit(model, arrays, recipe, config.seed, len(search.index.classes))
+    record.parent.mkdir(exist_ok=True)
+    write_json(record, {"f1_macro": result.best.f1_macro, "fit": result.record(), "space": search.space.hash,
+                        "training": search.training, "params": params})  # fmt: skip
+    return key, result.best.f1_macro
+
+
+def _subset(arrays: Arrays, share: float, seed: int) -> Arrays:
+    """A stratified part of the training images; validation stays whole."""
+    if share >= 1:
+        return arrays
+    from sklearn.model_selection import train_test_split
+
+    every = np.arange(len(arrays.train))
+    classes = len(np.unique(arrays.train_labels))
+    count = max(classes, round(share * len(every)))
+    if len(every) - count < classes:
+        return arrays
+    part, _ = train_test_split(every, train_size=count, stratify=arrays.train_labels, random_state=seed)
+    part.sort()
+    return Arrays(arrays.train[part], arrays.train_labels[part], arrays.val, arrays.val_labels, arrays.mean, arrays.std)
+
+
+def _card(candidate: Candidate, search: Search) -> ModelCard:
+    size = candidate.spec.input_size
+    return ModelCard(search.index.classes, size, Preprocess(size, search.config.data.fit), PIXEL_MEAN, PIXEL_STD,
+                     candidate.spec.hash)  # fmt: skip
+
+
+def _budget_used(study: optuna.Study, config: BuildConfig) -> str | None:
+    """Why the search is over, or None. Time counts over all sessions of the study."""
+    trials = [t for t in study.trials if t.state.is_finished() and _REAPED not in t.user_attrs]
+    trained = {t.user_attrs["training"] for t in trials if t.state == TrialState.COMPLETE}
+    spent = sum((t.duration or timedelta() for t in trials), timedelta())
+    if len(trained) >= config.search.trials:
+        return f"{len(trained)} candidates trained (search.trials)"
+    if len(trials) >= config.search.max_asked:
+        return f"{len(trials)} candidates asked for (search.max_asked)"
+    if spent >= timedelta(minutes=config.search.max_minutes):
+        return f"{spent.total_seconds() / 60:.1f} minutes spent (search.max_minutes)"
+    return None
+
+
+def _open_study(search: Search) -> optuna.Study:
+    import sqlalchemy
+
+    search.folder.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    url = search.config.search.storage or f"sqlite:///{search.folder / 'study.db'}"
+    try:
+        shown = sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+        storage = optuna.storages.RDBStorage(url)
+        return optuna.create_study(
+            study_name=search.study_name,
+            storage=storage,
+            directions=["maximize", "minimize", "minimize"],
+            load_if_exists=True,
+        )
+    except sqlalchemy.exc.ArgumentError as error:
+        raise PipelineError("search.storage: no database URL; expected one like sqlite:///study.db") from error
+    except (sqlalchemy.exc.OperationalError, ImportError) as error:
+        reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
+        raise EnvironmentProblem(f"search.storage: {shown}: cannot be opened: {reason}") from error
+
+
+def _reap(study: optuna.Study, worker: str) -> None:
+    """Trials that a killed process of this run left RUNNING; the next trial draws the same again."""
+    for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if left.user_attrs.get("worker", worker) == worker:
+            trial = optuna.trial.Trial(study, left._trial_id)
+            trial.set_user_attr(_REAPED, True)
+            study.tell(trial, state=TrialState.FAIL)
+
+
+def _carry_over(study: optuna.Study, search: Search) -> None:
+    """A new study (another limit, host or runtime) begins with what was trained before: timed again, not trained again."""
+    if study.trials:
+        return
+    for record in sorted((search.folder / "trained").glob("*.json"), key=lambda p: p.stat().st_mtime_ns):
+        known = json.loads(record.read_text())
+        if known["space"] == search.space.hash and known["training"] == search.training:
+            study.enqueue_trial(known["params"])
+
+
+def nearest_miss(result: dict[str, Any]) -> str:
+    """For a search in which nothing kept the limit: what came nearest."""
+    rows: list[dict[str, Any]] = [r for r in result["trials"] if "latency_ms" in r]
+    if not rows:
+        return "no candidate could be measured"
+    near = min(rows, key=lambda r: r["latency_ms"])
+    return (f"the nearest of {len(rows)} measured candidates takes {near['latency_ms']:.3f} ms ({near['form']}, trial "
+            f"{near['trial']}, {near['params']} parameters, {near['macs'] / 1e6:.0f} MMAC, {near['input_size']} px) "
+            f"against a limit of {result['limit_ms']:g} ms")
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,210 @@
+"""Stages and the run folder: what is done, what a stage depends on, and what is not done again.
+
+A stage is a function that fills a folder. It works in `.work/NAME-KEY`, which is renamed to `NAME` when complete, its
+manifest written last; the key is the hash of everything the stage depends on, so the same key is not run twice and a
+killed stage finds its own half-done work. No workflow engine: `pipeline.run.STAGES` is a list.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from export.artifact import sha256
+from latency.host import Host, this_host
+from pipeline import FORMAT
+from pipeline.config import BuildConfig, check_config
+from pipeline.errors import EnvironmentProblem, PipelineError
+
+MANIFEST = "manifest.json"
+_VERSIONS = ("edgebuild", "torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "optuna", "numpy")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and the config it is run with."""
+
+    folder: Path
+    config: BuildConfig
+    say: Say
+
+    @cached_property
+    def host(self) -> Host:
+        return this_host()
+
+    @cached_property
+    def worker(self) -> str:
+        """Identity of this run folder among the workers of a shared study."""
+        path = self.folder / ".id"
+        if not path.is_file():
+            path.write_text(uuid.uuid4().hex)
+        return path.read_text()
+
+    @property
+    def cache(self) -> Path:
+        """Decoded images; may be deleted at any time."""
+        return self.folder / ".cache"
+
+    def file(self, stage: str, name: str) -> Path:
+        return self.folder / stage / name
+
+    def read(self, stage: str, name: str) -> Any:
+        return json.loads(self.file(stage, name).read_text(encoding="utf-8"))
+
+    def manifest(self, stage: str) -> dict[str, Any] | None:
+        path = self.file(stage, MANIFEST)
+        if not path.is_file():
+            return None
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return manifest if manifest.get("format") == FORMAT else None
+
+    def output_hash(self, stage: str, name: str) -> str:
+        """sha256 of a finished stage's file, from its manifest."""
+        manifest = self.manifest(stage)
+        assert manifest is not None, f"{stage} has no manifest"
+        digest: str = manifest["outputs"][name]
+        return digest
+
+
+@dataclass(frozen=True)
+class Stage:
+    """inputs: all that it depends on, as JSON. work: fills the folder given, returns what `--json` prints.
+
+    final: whether the outcome stands; an inconclusive verdict is asked for again by the next run.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    inputs: Callable[[Run], dict[str, Any]]
+    work: Callable[[Run, Path], dict[str, Any]]
+    final: Callable[[dict[str, Any]], bool] = lambda summary: True
+
+
+@dataclass(frozen=True)
+class Done:
+    name: str
+    seconds: float
+    skipped: bool
+    summary: dict[str, Any]
+
+
+@contextmanager
+def open_run(folder: Path, config: BuildConfig, say: Say) -> Iterator[Run]:
+    """Create or open a run folder, for this process alone. Raises EnvironmentProblem where another one has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise EnvironmentProblem(f"{folder}: cannot be written: {error.strerror}; give another --run-dir") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise EnvironmentProblem(
+                f"{folder}: another edgebuild is at work on this run folder; wait for it, or give another --run-dir"
+            ) from error
+        _write_whole(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        yield Run(folder, config, say)
+    finally:
+        os.close(descriptor)
+
+
+def run_config(folder: Path) -> dict[str, Any]:
+    """The config of an existing run folder, as a document to be overridden. Raises PipelineError."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise PipelineError(f"{folder}: no run folder (it has no config.yaml); start with `edgebuild search -c CONFIG "
+                            f"--run-dir {folder}` or `edgebuild run`")
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    check_config(document, str(path))
+    return dict(document)
+
+
+def key_of(stage: Stage, run: Run) -> tuple[str, dict[str, Any]]:
+    inputs = json.loads(json.dumps(stage.inputs(run)))
+    text = json.dumps([FORMAT, stage.name, inputs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16], inputs
+
+
+def current(stage: Stage, run: Run) -> dict[str, Any] | None:
+    """The manifest of a stage whose inputs are unchanged and whose outputs are intact."""
+    manifest = run.manifest(stage.name)
+    if manifest is None or not manifest["final"] or manifest["key"] != key_of(stage, run)[0]:
+        return None
+    intact = all(
+        (file := run.file(stage.name, name)).is_file() and sha256(file) == digest
+        for name, digest in manifest["outputs"].items()
+    )
+    return manifest if intact else None
+
+
+def perform(stage: Stage, run: Run) -> Done:
+    """Do a stage, or skip it where it is current."""
+    manifest = current(stage, run)
+    if manifest is not None:
+        run.say(f"{stage.name}: done before, nothing it depends on has changed")
+        return Done(stage.name, manifest["seconds"], True, manifest["summary"])
+    key, inputs = key_of(stage, run)
+    work = run.folder / ".work" / f"{stage.name}-{key}"
+    work.mkdir(parents=True, exist_ok=True)
+    run.say(f"{stage.name}: begins")
+    began = time.perf_counter()
+    summary = stage.work(run, work)
+    seconds = round(time.perf_counter() - began, 2)
+    files = sorted(p for p in work.rglob("*") if p.is_file() and p.name != MANIFEST)
+    manifest = {
+        "format": FORMAT,
+        "stage": stage.name,
+        "key": key,
+        "final": stage.final(summary),
+        "inputs": inputs,
+        "outputs": {p.relative_to(work).as_posix(): sha256(p) for p in files},
+        "versions": versions(),
+        "host": run.host.key,
+        "seconds": seconds,
+        "summary": summary,
+    }
+    _write_whole(work / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    _replace_folder(work, run.folder / stage.name)
+    run.say(f"{stage.name}: done in {seconds:.1f} s")
+    return Done(stage.name, seconds, False, summary)
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for package in _VERSIONS:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    """A kill between the two renames loses the old stage, which is out of date anyway, and never leaves half of one."""
+    aside = source.with_name(source.name + ".old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if target.exists():
+        target.rename(aside)
+    source.rename(target)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

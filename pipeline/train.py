@@ -1,0 +1,258 @@
+"""One training loop, for candidates, teachers and students. timm's optimizers, schedules and EMA; best epoch kept.
+
+Each epoch draws from (seed, epoch) alone, so a run that was killed goes on from its last epoch as if it had not been.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from export.parity import scores
+from latency.lock import timing_lock
+from models import torchvision_ops
+from pipeline.images import RandAugment, Views, crop
+
+torchvision_ops.ensure()
+
+from timm.optim import create_optimizer_v2  # noqa: E402
+from timm.scheduler import create_scheduler_v2  # noqa: E402
+from timm.utils import ModelEmaV3  # noqa: E402
+
+State = dict[str, Tensor]
+Loss = Callable[[Tensor, Tensor, np.ndarray, int], Tensor]
+"""(logits, labels, indices of the images, view) -> scalar"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. optimizer: a name of timm's. patience: epochs without a better F1 before it stops, None for never.
+    views: how many sets of crops are drawn; epoch e uses set e modulo views; None: a new set each epoch."""
+
+    epochs: int
+    optimizer: str
+    learning_rate: float
+    batch: int
+    n_select: int = 0
+    weight_decay: float = 0.02
+    warmup_epochs: int = 1
+    least_area: float = 0.35
+    ema: bool = False
+    patience: int | None = None
+    views: int | None = None
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """train: uint8 (n, s, s, 3), larger than the input; val: at the input size, by the shipped Preprocess."""
+
+    train: np.ndarray
+    train_labels: np.ndarray
+    val: np.ndarray
+    val_labels: np.ndarray
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def input_size(self) -> int:
+        return int(self.val.shape[1])
+
+
+@dataclass(frozen=True)
+class Epoch:
+    epoch: int
+    loss: float
+    val_loss: float
+    f1_macro: float
+    accuracy: float
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The best epoch's weights, on the CPU, and the history."""
+
+    state: State
+    best: Epoch
+    history: tuple[Epoch, ...]
+
+    def record(self) -> dict[str, Any]:
+        return {"best": asdict(self.best), "history": [asdict(e) for e in self.history]}
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def class_weights(labels: np.ndarray, classes: int) -> Tensor:
+    """Inverse frequency, 1 on average over the images: n / (classes * count)."""
+    counts = np.bincount(labels, minlength=classes)
+    return torch.tensor(len(labels) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
+
+
+def weighted_cross_entropy(labels: np.ndarray, classes: int, smoothing: float = 0.1) -> nn.CrossEntropyLoss:
+    return nn.CrossEntropyLoss(class_weights(labels, classes), label_smoothing=smoothing)
+
+
+def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """x: (n, 3, h, w), 0..255"""
+    shape = (1, 3, 1, 1)
+    return (x - torch.tensor(mean, device=x.device).view(shape)) / torch.tensor(std, device=x.device).view(shape)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: np.ndarray, arrays: Arrays, batch: int = 64) -> np.ndarray:
+    """float32 logits (n, classes) for uint8 images (n, size, size, 3) at the input size."""
+    model.eval()
+    device = next(model.parameters()).device
+    outputs = []
+    for start in range(0, len(images), batch):
+        x = torch.from_numpy(images[start : start + batch].copy()).to(device)
+        x = x.permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last)
+        outputs.append(model(normalise(x, arrays.mean, arrays.std)).float().cpu())
+    return torch.cat(outputs).numpy()
+
+
+def fit(
+    model: nn.Module,
+    arrays: Arrays,
+    recipe: Recipe,
+    seed: int,
+    classes: int,
+    loss: Loss | None = None,
+    checkpoints: Path | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> Fit:
+    """Train; `checkpoints` is a folder from which a killed run goes on. The default loss is class-weighted CE."""
+    device = pick_device()
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    cross_entropy = weighted_cross_entropy(arrays.train_labels, classes).to(device)
+    plain = weighted_cross_entropy(arrays.train_labels, classes, smoothing=0.0)
+    loss = loss or (lambda logits, labels, indices, view: cross_entropy(logits, labels))
+    optimizer = create_optimizer_v2(model, opt=recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    steps = max(1, len(arrays.train) // recipe.batch)
+    scheduler, _ = create_scheduler_v2(
+        optimizer, sched="cosine", num_epochs=recipe.epochs, warmup_epochs=min(recipe.warmup_epochs, recipe.epochs - 1),
+        warmup_lr=recipe.learning_rate / 20, min_lr=recipe.learning_rate / 100, step_on_epochs=False,
+        updates_per_epoch=steps, warmup_prefix=False,
+    )  # fmt: skip
+    ema = ModelEmaV3(model, decay=0.99, use_warmup=True) if recipe.ema else None
+    augment = RandAugment(recipe.n_select)
+    saved = _Checkpoints(checkpoints, model, ema, optimizer) if checkpoints else None
+    history, best, best_state = saved.restore() if saved else ([], None, {})
+    for epoch in range(len(history), recipe.epochs):
+        if best and recipe.patience is not None and epoch - 1 - best.epoch >= recipe.patience:
+            break
+        torch.manual_seed(seed * 1_000_003 + epoch)
+        view = epoch % recipe.views if recipe.views else epoch
+        boxes = torch.from_numpy(Views.draw(len(arrays.train), (seed, view), recipe.least_area).boxes)
+        order = np.random.default_rng([seed, epoch, 7]).permutation(len(arrays.train))
+        began, total = time.perf_counter(), 0.0
+        model.train()
+        with timing_lock(shared=True):
+            for step in range(steps):
+                indices = order[step * recipe.batch : (step + 1) * recipe.batch]
+                images = augment(arrays.train[np.sort(indices)], seed=seed * 7919 + epoch * steps + step)
+                indices = np.sort(indices)
+                x = crop(torch.from_numpy(images).to(device), boxes[indices].to(device), arrays.input_size)
+                labels = torch.from_numpy(arrays.train_labels[indices]).to(device)
+                value = loss(model(normalise(x, arrays.mean, arrays.std)), labels, indices, view)
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+                optimizer.step()
+                updates = epoch * steps + step + 1
+                scheduler.step_update(updates)
+                if ema:
+                    ema.update(model, step=updates)
+                total += value.item()
+                if not math.isfinite(total):
+                    break
+            took = time.perf_counter() - began
+            judged = ema.module if ema else model
+            logits = predict(judged, arrays.val, arrays) if math.isfinite(total) else None
+        if logits is None or not np.isfinite(logits).all():
+            history.append(Epoch(epoch, float("nan"), float("nan"), 0.0, 0.0, 0.0))
+            break  # diverged: the best epoch before it stands
+        f1, accuracy = scores(logits, arrays.val_labels)
+        val_loss = plain(torch.from_numpy(logits), torch.from_numpy(arrays.val_labels)).item()
+        history.append(Epoch(epoch, total / steps, val_loss, f1, accuracy, steps * recipe.batch / took))
+        better = best is None or f1 > best.f1_macro
+        if better:
+            best, best_state = history[-1], _cpu(judged.state_dict())
+        if saved:
+            saved.save(history, best, best_state if better else None)
+        on_epoch(history[-1])
+    return Fit(best_state or _cpu(model.state_dict()), best or history[-1], tuple(history))
+
+
+def _cpu(state: State) -> State:
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items()}
+
+
+class _Checkpoints:
+    """Last and best epoch in a folder; `state.json`, replaced last, names the files that belong together."""
+
+    def __init__(self, folder: Path, model: nn.Module, ema: Any, optimizer: torch.optim.Optimizer) -> None:
+        self._folder, self._model, self._ema, self._optimizer = folder, model, ema, optimizer
+        self._state = folder / "state.json"
+
+    def save(self, history: list[Epoch], best: Epoch | None, best_state: State | None) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        last = self._folder / f"last-{len(history)}.safetensors"
+        save_file(self._tensors(), last)
+        if best_state is not None:
+            assert best is not None
+            save_file(best_state, self._folder / f"best-{best.epoch}.safetensors")
+        record = {"history": [asdict(e) for e in history], "best": best and asdict(best)}
+        partial = self._state.with_suffix(".partial")
+        partial.write_text(json.dumps(record))
+        partial.replace(self._state)
+        keep = {last.name, f"best-{best.epoch}.safetensors" if best else ""}
+        for file in self._folder.glob("*.safetensors"):
+            if file.name not in keep:
+                file.unlink()
+
+    def restore(self) -> tuple[list[Epoch], Epoch | None, State]:
+        if not self._state.is_file():
+            return [], None, {}
+        record = json.loads(self._state.read_text())
+        history = [Epoch(**e) for e in record["history"]]
+        best = Epoch(**record["best"])
+        self._load(read_tensors(self._folder / f"last-{len(history)}.safetensors"))
+        return history, best, read_tensors(self._folder / f"best-{best.epoch}.safetensors")
+
+    def _tensors(self) -> State:
+        tensors = {f"model.{k}": v for k, v in self._model.state_dict().items()}
+        if self._ema:
+            tensors |= {f"ema.{k}": v for k, v in self._ema.module.state_dict().items()}
+        for i, values in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in values.items()}
+        return _cpu(tensors)
+
+    def _load(self, tensors: State) -> None:
+        def part(prefix: str) -> State:
+            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self._model.load_state_dict(part("model."))
+        if self._ema:
+            self._ema.module.load_state_dict(part("ema."))
+        optimizer = self._optimizer.state_dict()
+        for key, value in part("optimizer.").items():
+            i, name = key.split(".", 1)
+            optimizer["state"].setdefault(int(i), {})[name] = value
+        self._optimizer.load_state_dict(optimizer)
+
+
+def read_tensors(path: Path) -> State:
+    with safe_open(path, "pt") as file:
+        return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
