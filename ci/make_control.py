@@ -3,6 +3,7 @@
 Not run by the build: the file is committed, so that every host times the same bytes. `python ci/make_control.py`
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +25,20 @@ def main() -> None:
         pad = kernel // 2
         nodes.append(
             helper.make_node(
-                "Conv", [source, f"{name}_w"], [name], kernel_shape=[kernel] * 2, strides=[stride] * 2,
-                pads=[pad] * 4, group=groups,
+                "Conv",
+                [source, f"{name}_w"],
+                [name],
+                kernel_shape=[kernel] * 2,
+                strides=[stride] * 2,
+                pads=[pad] * 4,
+                group=groups,
             )
-        )  # fmt: skip
+        )
         nodes.append(helper.make_node("Relu", [name], [f"{name}_r"]))
         return f"{name}_r"
 
     x = conv("stem", "images", 3, WIDTHS[0], 3, 2)
-    for i, (cin, cout) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
+    for i, (cin, cout) in enumerate(pairwise(WIDTHS)):
         x = conv(f"dw{i}", x, cin, cin, 3, 2, groups=cin)
         x = conv(f"pw{i}", x, cin, cout, 1, 1)
         x = conv(f"full{i}", x, cout, cout, 3, 1)

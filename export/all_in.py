@@ -1,6 +1,6 @@
-"""The whole way of an image, file to logits, timed in fresh processes: what a submission of many images will take.
+"""The whole way of an image, file to logits, timed in fresh processes: what a submission of many images takes.
 
-Run as `python -P -m export.all_in`: one request (JSON) on stdin, one answer on stdout. A separate claim from the gate's.
+Run as `python -P -m export.all_in`: one request (JSON) on stdin, one answer on stdout. A claim apart from the gate's.
 """
 
 import json

@@ -69,8 +69,12 @@ class Artifact:
         return Target.of(self.path, self.runtime, self.precision, threads)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"path": self.path.name, "runtime": self.runtime, "precision": self.precision,
-                "size_bytes": self.size_bytes}  # fmt: skip
+        return {
+            "path": self.path.name,
+            "runtime": self.runtime,
+            "precision": self.precision,
+            "size_bytes": self.size_bytes,
+        }
 
 
 def sha256(path: Path) -> str:

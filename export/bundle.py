@@ -25,8 +25,8 @@ def write_bundle(
 ) -> Path:
     """Fill `folder` and write `folder`.tar.gz beside it; the archive's path.
 
-    samples: uint8 (n, size, size, 3), the golden inputs. evidence: verdict, latency, quality and host, as in result.json.
-    The manifest, written last, names each file with its sha256.
+    samples: uint8 (n, size, size, 3), the golden inputs. evidence: verdict, latency, quality and host, as in
+    result.json. The manifest, written last, names each file with its sha256.
     """
     folder.mkdir(parents=True)
     for file in artifact.files:
@@ -94,8 +94,11 @@ def _archive(folder: Path) -> Path:
         return info
 
     path = folder.with_name(folder.name + ".tar.gz")
-    with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as packed:
-        with tarfile.open(fileobj=packed, mode="w") as archive:
-            for file in sorted(folder.iterdir()):
-                archive.add(file, arcname=f"{folder.name}/{file.name}", filter=anonymous)
+    with (
+        path.open("wb") as raw,
+        gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as archive,
+    ):
+        for file in sorted(folder.iterdir()):
+            archive.add(file, arcname=f"{folder.name}/{file.name}", filter=anonymous)
     return path

@@ -57,7 +57,7 @@ def export_onnx(model: nn.Module, card: ModelCard, path: Path) -> None:
         torch.onnx.export(
             deployable(model, card),
             (example,),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # documented for dynamo=False
             dynamo=False,
             opset_version=OPSET,
             input_names=[INPUT],

@@ -31,8 +31,8 @@ def judge(measurement: Measurement, limit_ms: float, look: Look | None) -> Verdi
     quartiles = np.percentile([r.control_p50_ms for r in measurement.runs], [25, 75])
     if quartiles[1] > DISTURBED * quartiles[0]:
         reasons.append(
-            f"the host was disturbed: the untouched control took {quartiles[0]:.3f} to {quartiles[1]:.3f} ms (quartiles "
-            f"of its processes); end what else runs here and gate again"
+            f"the host was disturbed: the untouched control took {quartiles[0]:.3f} to {quartiles[1]:.3f} ms "
+            "(quartiles of its processes); end what else runs here and gate again"
         )
     elif high <= limit_ms:
         return Verdict("pass", limit_ms, low, high, len(measurement.runs))

@@ -13,9 +13,27 @@ from typing import Any
 from latency import FORMAT
 
 _ISA = (
-    "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16",
-    "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "bf16", "i8mm", "sve",
-)  # fmt: skip
+    "sse4_2",
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx_vnni",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "asimdhp",
+    "bf16",
+    "i8mm",
+    "sve",
+)
 """Flags of /proc/cpuinfo that decide which kernels a runtime picks (x86-64 and arm64)."""
 _PACKAGES = ("numpy", "onnxruntime", "openvino")
 

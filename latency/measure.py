@@ -93,7 +93,7 @@ class Worker:
         answer = json.loads(self._ask(json.dumps(request), target.path))
         if "error" in answer:
             raise LatencyError(answer["error"])
-        return ProcessRun(**{k: tuple(v) if k.endswith("s_ms") or k == "control_ms" else v for k, v in answer.items()})
+        return ProcessRun.from_dict(answer)
 
     def _ask(self, line: str, path: str) -> str:
         process: Any = self._process
@@ -143,4 +143,3 @@ class WarmTimer:
                 self._worker = None
                 raise
         return Measurement(target, (run,), this_host().as_dict())
-

@@ -39,6 +39,11 @@ class ProcessRun:
     effective_precision: str
     settings: dict[str, Any]
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ProcessRun":
+        tuples: dict[str, Any] = {k: tuple(values[k]) for k in ("samples_ms", "control_ms")}
+        return cls(**{**values, **tuples})
+
     @property
     def p90_ms(self) -> float:
         return percentile(self.samples_ms, 90)

@@ -22,7 +22,7 @@ from timm.models._efficientnet_blocks import (  # noqa: E402
     SqueezeExcite,
     UniversalInvertedResidual,
 )
-from timm.models.byobnet import MobileOneBlock, RepVggBlock  # noqa: E402
+from timm.models.byobnet import LayerFn, MobileOneBlock, RepVggBlock  # noqa: E402
 from timm.models.ghostnet import GhostBottleneck  # noqa: E402
 
 Args = dict[str, Any]
@@ -42,9 +42,14 @@ _ACTIVATIONS: dict[str | None, type[nn.Module]] = {
 
 
 def conv_bn_act(
-    cin: int, out: int, kernel: int, stride: int = 1, pad: int | None = None, groups: int = 1,
+    cin: int,
+    out: int,
+    kernel: int,
+    stride: int = 1,
+    pad: int | None = None,
+    groups: int = 1,
     activation: str | None = None,
-) -> nn.Sequential:  # fmt: skip
+) -> nn.Sequential:
     pad = kernel // 2 if pad is None else pad
     layers: list[nn.Module] = [
         nn.Conv2d(cin, out, kernel, stride, pad, groups=groups, bias=False),
@@ -64,9 +69,14 @@ def _dwconv(cin: int, out: int, a: Args) -> nn.Module:
 
 
 def _inverted_residual(
-    cin: int, out: int, kernel: int, expansion: float, stride: int, activation: str,
+    cin: int,
+    out: int,
+    kernel: int,
+    expansion: float,
+    stride: int,
+    activation: str,
     squeeze_excite: Callable[..., nn.Module] | None,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """MobileNet's inverted residual; without the expansion layer where it would not expand."""
     common: dict[str, Any] = {
         "dw_kernel_size": kernel,
@@ -92,9 +102,7 @@ def _v3(cin: int, out: int, a: Args) -> nn.Module:
         gate_layer=nn.Hardsigmoid,
     )
     activation = "Hardswish" if a["HS"] else "ReLU"
-    return _inverted_residual(
-        cin, out, a["kernel"], a["expansion"], a["stride"], activation, se if a["SE"] else None
-    )
+    return _inverted_residual(cin, out, a["kernel"], a["expansion"], a["stride"], activation, se if a["SE"] else None)
 
 
 def _mbconv(cin: int, out: int, a: Args) -> nn.Module:
@@ -160,7 +168,7 @@ class ShuffleUnit(nn.Module):
 
 
 class Head(nn.Module):
-    """A linear layer over a flat input, or over one of size 1 x 1; unknown input channels are found at the first pass."""
+    """A linear layer over a flat input, or one of 1 x 1; unknown input channels are found at the first pass."""
 
     def __init__(self, cin: int | None, out: int, a: Args) -> None:
         super().__init__()
@@ -174,18 +182,30 @@ class Head(nn.Module):
 
 def _uib(cin: int, out: int, a: Args) -> nn.Module:
     return UniversalInvertedResidual(
-        cin, out, dw_kernel_size_start=a["start_kernel"], dw_kernel_size_mid=a["mid_kernel"], stride=a["stride"],
-        exp_ratio=a["expansion"], act_layer=_ACTIVATIONS[a["activation"]], layer_scale_init_value=None,
-    )  # fmt: skip
+        cin,
+        out,
+        dw_kernel_size_start=a["start_kernel"],
+        dw_kernel_size_mid=a["mid_kernel"],
+        stride=a["stride"],
+        exp_ratio=a["expansion"],
+        act_layer=_ACTIVATIONS[a["activation"]],
+        layer_scale_init_value=None,
+    )
 
 
 def _lc(cin: int, out: int, a: Args) -> nn.Module:
     """PP-LCNet's block (Cui et al. 2021): depthwise, optional squeeze-excite, pointwise, no shortcut."""
-    se = partial(SqueezeExcite, rd_ratio=0.25, force_act_layer=nn.ReLU, gate_layer=nn.Hardsigmoid)
+    se: Any = partial(SqueezeExcite, rd_ratio=0.25, force_act_layer=nn.ReLU, gate_layer=nn.Hardsigmoid)
     return DepthwiseSeparableConv(
-        cin, out, dw_kernel_size=a["kernel"], stride=a["stride"], noskip=True, pw_act=True,
-        act_layer=_ACTIVATIONS[a["activation"]], se_layer=se if a["SE"] else None,
-    )  # fmt: skip
+        cin,
+        out,
+        dw_kernel_size=a["kernel"],
+        stride=a["stride"],
+        noskip=True,
+        pw_act=True,
+        act_layer=_ACTIVATIONS[a["activation"]],
+        se_layer=se if a["SE"] else None,
+    )
 
 
 def _ghost(cin: int, out: int, a: Args) -> nn.Module:
@@ -196,15 +216,16 @@ def _ghost(cin: int, out: int, a: Args) -> nn.Module:
 
 
 def _rep_vgg(cin: int, out: int, a: Args) -> nn.Module:
-    return RepVggBlock(cin, out, kernel_size=3, stride=a["stride"], act_layer=_ACTIVATIONS[a["activation"]])
+    layers = LayerFn(act=_ACTIVATIONS[a["activation"]])
+    return RepVggBlock(cin, out, kernel_size=3, stride=a["stride"], layers=layers)
 
 
 def _mobile_one(cin: int, out: int, a: Args) -> nn.Module:
     """A depthwise and a pointwise MobileOne block (Vasu et al. 2023); both fuse to one convolution before export."""
-    act = _ACTIVATIONS[a["activation"]]
+    layers = LayerFn(act=_ACTIVATIONS[a["activation"]])
     return nn.Sequential(
-        MobileOneBlock(cin, cin, kernel_size=a["kernel"], stride=a["stride"], group_size=1, act_layer=act),
-        MobileOneBlock(cin, out, kernel_size=1, act_layer=act),
+        MobileOneBlock(cin, cin, kernel_size=a["kernel"], stride=a["stride"], group_size=1, layers=layers),
+        MobileOneBlock(cin, out, kernel_size=1, layers=layers),
     )
 
 

@@ -112,7 +112,10 @@ KINDS: dict[str, tuple[Any, str]] = {
     "positive": (lambda v: _is_int(v) and 1 <= v <= 65536, "a whole number of at least 1"),
     "positive_or_null": (lambda v: v is None or (_is_int(v) and 1 <= v <= 65536), "a whole number >= 1, or null"),
     "non_negative": (lambda v: _is_int(v) and 0 <= v <= 65536, "a whole number of at least 0"),
-    "pad": (lambda v: v is None or (_is_int(v) and 0 <= v <= 65536), "a whole number of at least 0, or null for k // 2"),
+    "pad": (
+        lambda v: v is None or (_is_int(v) and 0 <= v <= 65536),
+        "a whole number of at least 0, or null for k // 2",
+    ),
     "ratio": (
         lambda v: isinstance(v, int | float) and not isinstance(v, bool) and 0 < v <= 64,
         "a number over 0, up to 64",

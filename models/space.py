@@ -224,8 +224,9 @@ def _check_layer(kind: str, args: list[Any], params: dict[str, Any], where: str)
         raise SpecError(f"{where}: unknown block {kind!r}{nearest(kind, BLOCKS)}; known: {', '.join(BLOCKS)}")
     for value in args:
         if _is_reference(value) and value[1:] not in params:
-            raise SpecError(f"{where}: {kind}: {value} names no parameter{nearest(value[1:], params)}; "
-                            f"known: {', '.join(params)}")
+            raise SpecError(
+                f"{where}: {kind}: {value} names no parameter{nearest(value[1:], params)}; known: {', '.join(params)}"
+            )
 
 
 def _same_keys(mapping: Any, keys: tuple[str, ...], where: str) -> None:

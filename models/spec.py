@@ -166,8 +166,10 @@ class ModelSpec:
                 out = scale_channels(out * self.width_multiple)
         if in_channels is None and layer.module not in ("Linear", "Flatten"):
             raise SpecError(f"{where}: behind a Flatten only Linear can stand")
-        args = {k: float(v) if k == "expansion" else bool(v) if k in ("SE", "HS", "shortcut") else v
-                for k, v in args.items()}
+        args = {
+            k: float(v) if k == "expansion" else bool(v) if k in ("SE", "HS", "shortcut") else v
+            for k, v in args.items()
+        }
         _check_channels(layer.module, in_channels, out, args, where)
         return Unit(index, layer.module, in_channels, out, args)
 
@@ -181,8 +183,10 @@ def find_yaml(name: str | Path, folder: Path, what: str) -> Path:
     if path.name == str(name) and shipped.is_file():
         return shipped
     known = sorted(p.stem for p in folder.glob("*.yaml"))
-    raise SpecError(f"{what} {str(name)!r}: no such file, and no shipped one of that name{nearest(path.stem, known)}; "
-                    f"shipped: {', '.join(known)}")
+    raise SpecError(
+        f"{what} {str(name)!r}: no such file, and no shipped one of that name{nearest(path.stem, known)}; "
+        f"shipped: {', '.join(known)}"
+    )
 
 
 def _check_channels(module: str, cin: int | None, out: int | None, args: dict[str, Any], where: str) -> None:
@@ -199,7 +203,11 @@ def _check_channels(module: str, cin: int | None, out: int | None, args: dict[st
             raise SpecError(f"{where}: stride: expected 1 or 2, got {args['stride']}")
         if out % 2 or (args["stride"] == 1 and out != cin):
             raise SpecError(f"{where}: out: a unit of stride 1 keeps its channels: expected {cin} (even), got {out}")
-    if module == "UniversalInvertedResidual" and args["stride"] > 1 and not (args["start_kernel"] or args["mid_kernel"]):
+    if (
+        module == "UniversalInvertedResidual"
+        and args["stride"] > 1
+        and not (args["start_kernel"] or args["mid_kernel"])
+    ):
         raise SpecError(f"{where}: mid_kernel: a stride of {args['stride']} needs a depthwise kernel, got 0 and 0")
 
 
@@ -210,7 +218,9 @@ def _parse_layer(row: Any, where: str) -> Layer:
     if not KINDS["positive"][0](repeat):
         raise SpecError(f"{where}: repeat: expected {KINDS['positive'][1]}, got {repeat!r}")
     if not isinstance(module, str) or module not in BLOCKS:
-        raise SpecError(f"{where}: module: unknown block {module!r}{nearest(module, BLOCKS)}; known: {', '.join(BLOCKS)}")
+        raise SpecError(
+            f"{where}: module: unknown block {module!r}{nearest(module, BLOCKS)}; known: {', '.join(BLOCKS)}"
+        )
     if not isinstance(args, list):
         raise SpecError(f"{where} ({module}): args: expected a list, got {args!r}")
     block = BLOCKS[module]

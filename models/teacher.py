@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -25,8 +26,10 @@ def check_name(name: str) -> None:
     import timm
 
     if not timm.is_model(name):
-        raise SpecError(f"teacher.name: timm has no model {name!r}{nearest(name, timm.list_models())}; "
-                        "`python -c 'import timm; print(timm.list_models())'` lists them")
+        raise SpecError(
+            f"teacher.name: timm has no model {name!r}{nearest(name, timm.list_models())}; "
+            "`python -c 'import timm; print(timm.list_models())'` lists them"
+        )
 
 
 def build_teacher(name: str, weights: str, classes: int) -> tuple[nn.Module, Normalisation]:
@@ -45,8 +48,9 @@ def build_teacher(name: str, weights: str, classes: int) -> tuple[nn.Module, Nor
         except RuntimeError as error:
             if "pretrained weights" not in str(error).lower():
                 raise
-            raise SpecError(f"teacher.weights: hub: timm has no pretrained weights for {name!r}; choose another "
-                            "teacher, or none") from error
+            raise SpecError(
+                f"teacher.weights: hub: timm has no pretrained weights for {name!r}; choose another teacher, or none"
+            ) from error
         except OSError as error:  # huggingface_hub's connection errors among them
             raise ConnectionError(
                 f"teacher.weights: hub: the weights of {name!r} cannot be downloaded: {_first_line(error)}; connect to "
@@ -56,16 +60,16 @@ def build_teacher(name: str, weights: str, classes: int) -> tuple[nn.Module, Nor
         model = timm.create_model(name, pretrained=False, num_classes=classes)
         if weights != "none":
             _load(model, Path(weights), name)
-    config = model.pretrained_cfg
-    return model, Normalisation(
-        tuple(255.0 * m for m in config["mean"]), tuple(255.0 * s for s in config["std"])
-    )
+    config: Any = model.pretrained_cfg
+    return model, Normalisation(tuple(255.0 * m for m in config["mean"]), tuple(255.0 * s for s in config["std"]))
 
 
 def check_weights(weights: str) -> None:
     """Raises SpecError for a file that is not there, before anything is trained."""
     if weights not in ("hub", "none") and not Path(weights).is_file():
-        raise SpecError(f"teacher.weights: {weights}: no such file; expected hub, none or the path of a .safetensors file")
+        raise SpecError(
+            f"teacher.weights: {weights}: no such file; expected hub, none or the path of a .safetensors file"
+        )
 
 
 def _load(model: nn.Module, path: Path, name: str) -> None:
@@ -77,7 +81,8 @@ def _load(model: nn.Module, path: Path, name: str) -> None:
         state = load_file(path)
     except SafetensorError as error:
         raise SpecError(f"teacher.weights: {path}: not a safetensors file: {error}") from error
-    head = {f"{model.pretrained_cfg['classifier']}.{part}" for part in ("weight", "bias")}
+    config: Any = model.pretrained_cfg
+    head = {f"{config['classifier']}.{part}" for part in ("weight", "bias")}
     own = model.state_dict()
     state = {k: v for k, v in state.items() if not (k in head and v.shape != own[k].shape)}
     missing = set(own) - set(state) - head

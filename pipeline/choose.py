@@ -1,7 +1,7 @@
 """The rule of choice, over all trained trials.
 
-Kept: the latency limit, the floor of F1, the input size. Of these, those within `f1_band` of the best F1; of these, those
-within `latency_band` of the fastest; of these, the one with most parameters (it overfits later in long training).
+Kept: the latency limit, the floor of F1, the input size. Of these, those within `f1_band` of the best F1; of these,
+those within `latency_band` of the fastest; of these, the one with most parameters (it overfits later in long training).
 """
 
 from dataclasses import dataclass, replace
@@ -85,5 +85,7 @@ def _nothing(table: list[Row], rule: Rule) -> str:
     if not table:
         return "no candidate was trained, so there is none to choose from"
     reasons = "; ".join(f"trial {r.trial}: {r.reason}" for r in table[:3])
-    return (f"none of {len(table)} trained candidates keeps the rule ({reasons}); train more (search.trials), longer "
-            "(search.epochs), or relax select.f1_floor or select.input_size")
+    return (
+        f"none of {len(table)} trained candidates keeps the rule ({reasons}); train more (search.trials), longer "
+        "(search.epochs), or relax select.f1_floor or select.input_size"
+    )

@@ -25,7 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-model_app = typer.Typer(no_args_is_help=True, help="Look at a model written in the model language.", rich_markup_mode=None)
+model_app = typer.Typer(
+    no_args_is_help=True, help="Look at a model written in the model language.", rich_markup_mode=None
+)
 data_app = typer.Typer(no_args_is_help=True, help="Look at labelled images, or draw the demo's.", rich_markup_mode=None)
 latency_app = typer.Typer(no_args_is_help=True, help="Time exported files on this CPU.", rich_markup_mode=None)
 app.add_typer(model_app, name="model")
@@ -64,8 +66,10 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or any(text in str(error) for text in ("No space left on device", "database or disk is full")):
         where = getattr(error, "filename", None)
-        return (f"the disk is full{f' (writing {where})' if where else ''}; free some space, or give a --run-dir on "
-                "another disk; what was finished is kept, the same command goes on from there"), ENVIRONMENT
+        return (
+            f"the disk is full{f' (writing {where})' if where else ''}; free some space, or give a --run-dir on "
+            "another disk; what was finished is kept, the same command goes on from there"
+        ), ENVIRONMENT
     if isinstance(error, MemoryError):
         return "out of memory; lower the batch sizes or the input size", ENVIRONMENT
     return None
@@ -151,8 +155,9 @@ def _opened(config: str | None, overrides: list[str] | None, folder: Path | None
 
 @app.command("run")
 @guarded
-def run_command(config: ConfigOption = None, overrides: SetOption = None, run_dir: RunDirOption = None,
-                as_json: JsonOption = False) -> int:  # fmt: skip
+def run_command(
+    config: ConfigOption = None, overrides: SetOption = None, run_dir: RunDirOption = None, as_json: JsonOption = False
+) -> int:
     """Every stage to a verdict: PASS (exit 0), FAIL (1) or INCONCLUSIVE (3). Goes on where it was stopped.
 
     Example: edgebuild run -c build.yaml --set latency.limit_ms=1.4. Without -c: the demo.
@@ -167,8 +172,12 @@ def run_command(config: ConfigOption = None, overrides: SetOption = None, run_di
 
 
 def _stage_command(name: str, doc: str, show: str = "show_summary") -> None:
-    def command(config: ConfigOption = None, overrides: SetOption = None, run_dir: RunDirOption = None,
-                as_json: JsonOption = False) -> int:  # fmt: skip
+    def command(
+        config: ConfigOption = None,
+        overrides: SetOption = None,
+        run_dir: RunDirOption = None,
+        as_json: JsonOption = False,
+    ) -> int:
         _run_stage(name, config, overrides, run_dir, as_json, show)
         return 0
 
@@ -176,8 +185,14 @@ def _stage_command(name: str, doc: str, show: str = "show_summary") -> None:
     app.command(name)(guarded(command))
 
 
-def _run_stage(name: str, config: str | None, overrides: list[str] | None, run_dir: Path | None, as_json: bool,
-               show: str = "show_summary") -> dict[str, Any]:  # fmt: skip
+def _run_stage(
+    name: str,
+    config: str | None,
+    overrides: list[str] | None,
+    run_dir: Path | None,
+    as_json: bool,
+    show: str = "show_summary",
+) -> dict[str, Any]:
     from pipeline import show as shows
     from pipeline.run import run_one
 
@@ -239,7 +254,7 @@ def export_command(
     checkpoint: Annotated[Path | None, typer.Option(help="A student.safetensors, instead of a run.")] = None,
     model: Annotated[Path | None, typer.Option(help="The YAML of the checkpoint's network.")] = None,
     formats: Annotated[str, typer.Option("--format", help="Of onnx, openvino; separated by commas.")] = "onnx",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for a checkpoint's files.")] = Path("."),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for a checkpoint's files.")] = Path(),
     as_json: JsonOption = False,
 ) -> int:
     """Write the student as files that a runtime reads.
@@ -315,12 +330,17 @@ def gate_command(
     result = {
         "verdict": verdict.verdict,
         "reasons": list(verdict.reasons),
-        "latency": {**measured, "limit_ms": limit_ms, "p90_lower_ms": verdict.p90_lower_ms,
-                    "p90_upper_ms": verdict.p90_upper_ms, "effective_precision": measurement.effective_precision},
+        "latency": {
+            **measured,
+            "limit_ms": limit_ms,
+            "p90_lower_ms": verdict.p90_lower_ms,
+            "p90_upper_ms": verdict.p90_upper_ms,
+            "effective_precision": measurement.effective_precision,
+        },
         "submission": None,
         **asdict(measurement.target),
         "host": measurement.host,
-    }  # fmt: skip
+    }
     emit(result, as_json, lambda: show_verdict(result))
     return EXIT_CODES[verdict.verdict]
 

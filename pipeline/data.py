@@ -98,13 +98,17 @@ def scan(root: Path, seed: int) -> Index:
     if not any(files.values()):
         raise PipelineError(f"{root}: no image found; expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg")
     if len(classes) < 2:
-        raise PipelineError(f"{root}: found {len(classes)} class ({', '.join(classes)}); a classifier needs two or more")
+        raise PipelineError(
+            f"{root}: found {len(classes)} class ({', '.join(classes)}); a classifier needs two or more"
+        )
     index = _read_all(root, classes, files)
     for split, counts in index.counts().items():
         empty = [c for c, n in counts.items() if n == 0]
         if empty:
-            raise PipelineError(f"{root}: {split}: no readable image of class {', '.join(empty)}; add some, or remove "
-                                "the class from all splits")
+            raise PipelineError(
+                f"{root}: {split}: no readable image of class {', '.join(empty)}; add some, or remove "
+                "the class from all splits"
+            )
     return index
 
 
@@ -121,7 +125,9 @@ def _same_classes(root: Path, trees: dict[str, dict[str, list[Path]]]) -> None:
         missing, extra = sorted(set(trees["train"]) - set(tree)), sorted(set(tree) - set(trees["train"]))
         if missing or extra:
             what = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(extra)} beside"] * bool(extra)
-            raise PipelineError(f"{root}: the classes differ between splits: against train, {split} {' and '.join(what)}")
+            raise PipelineError(
+                f"{root}: the classes differ between splits: against train, {split} {' and '.join(what)}"
+            )
 
 
 def _split(tree: dict[str, list[Path]], seed: int) -> dict[str, list[tuple[Path, str]]]:
@@ -129,8 +135,10 @@ def _split(tree: dict[str, list[Path]], seed: int) -> dict[str, list[tuple[Path,
     files: dict[str, list[tuple[Path, str]]] = {s: [] for s in SPLITS}
     for name, paths in tree.items():
         if 0 < len(paths) < _LEAST_TO_SPLIT:
-            raise PipelineError(f"class {name}: {len(paths)} images cannot be split into train, val and test; "
-                                f"add some (at least {_LEAST_TO_SPLIT}) or lay out train/ and val/ yourself")
+            raise PipelineError(
+                f"class {name}: {len(paths)} images cannot be split into train, val and test; "
+                f"add some (at least {_LEAST_TO_SPLIT}) or lay out train/ and val/ yourself"
+            )
         order = list(paths)
         random.Random(f"{seed}-{name}").shuffle(order)
         for split, share in _SHARES.items():

@@ -28,7 +28,9 @@ PATTERNS: dict[str, Pattern] = {
     "rings": lambda u, v: (np.abs(np.hypot(u / 2 % 1 - 0.5, v / 2 % 1 - 0.5) - 0.3) < 0.1).astype(np.float32),
     "stripes": lambda u, v: (u % 1 < 0.5).astype(np.float32),
     "waves": lambda u, v: ((u + 0.35 * np.sin(_TAU * v / 2)) % 1 < 0.5).astype(np.float32),
-    "weave": lambda u, v: np.where((np.floor(u) + np.floor(v)) % 2 > 0, u * 3 % 1 < 0.5, v * 3 % 1 < 0.5).astype(np.float32),
+    "weave": lambda u, v: np.where((np.floor(u) + np.floor(v)) % 2 > 0, u * 3 % 1 < 0.5, v * 3 % 1 < 0.5).astype(
+        np.float32
+    ),
 }
 
 

@@ -47,7 +47,9 @@ def decoded(index: Index, split: str, preprocess: Preprocess, cache: Path) -> np
                 list(pool.map(put, range(len(paths))))
         except ImageError as error:
             partial.unlink()
-            raise PipelineError(f"{error}; it was readable when the data was checked: run `edgebuild data check`") from error
+            raise PipelineError(
+                f"{error}; it was readable when the data was checked: run `edgebuild data check`"
+            ) from error
         array.flush()
         partial.rename(path)
     return np.load(path, mmap_mode="r")
@@ -104,5 +106,5 @@ class RandAugment:
         from PIL import Image
 
         random.seed(seed)  # timm draws from the modules' global generators
-        np.random.seed(seed)  # noqa: NPY002
+        np.random.seed(seed)
         return np.stack([np.asarray(self._transform(Image.fromarray(image))) for image in images])

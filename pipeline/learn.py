@@ -108,8 +108,12 @@ def _search(run: Run) -> Search:
 
 def _search_inputs(run: Run) -> dict[str, Any]:
     search = run.config.search
-    return {"study": _search(run).study_name, "trials": search.trials, "max_asked": search.max_asked,
-            "max_minutes": search.max_minutes}  # fmt: skip
+    return {
+        "study": _search(run).study_name,
+        "trials": search.trials,
+        "max_asked": search.max_asked,
+        "max_minutes": search.max_minutes,
+    }
 
 
 def _do_search(run: Run, work: Path) -> dict[str, Any]:
@@ -127,16 +131,21 @@ def _rule(run: Run) -> Rule:
 
 
 def _select_inputs(run: Run) -> dict[str, Any]:
-    return {"trials": run.output_hash("search", "trials.json"), "select": run.config.select.model_dump(),
-            "limit_ms": run.config.latency.limit_ms}  # fmt: skip
+    return {
+        "trials": run.output_hash("search", "trials.json"),
+        "select": run.config.select.model_dump(),
+        "limit_ms": run.config.latency.limit_ms,
+    }
 
 
 def _select(run: Run, work: Path) -> dict[str, Any]:
     result = run.read("search", "trials.json")
     trained = [t for t in result["trials"] if t["state"] == "complete"]
     if not trained:
-        raise NoCandidate(f"no candidate keeps the limit: {nearest_miss(result)}; raise latency.limit_ms, or search a "
-                          "space of smaller networks or inputs (search.space, search.input_sizes)")
+        raise NoCandidate(
+            f"no candidate keeps the limit: {nearest_miss(result)}; raise latency.limit_ms, or search a "
+            "space of smaller networks or inputs (search.space, search.input_sizes)"
+        )
     rows = [Row(t["trial"], t["f1_macro"], t["latency_ms"], t["params"], t["input_size"]) for t in trained]
     chosen, table = choose(rows, _rule(run), run.config.select.trial)
     trial = next(t for t in trained if t["trial"] == chosen.trial)
@@ -147,11 +156,17 @@ def _select(run: Run, work: Path) -> dict[str, Any]:
         "study": result["study"],
         "chosen_by": "rule" if run.config.select.trial is None else "person",
         "rule": run.config.select.model_dump(exclude={"trial"}) | {"limit_ms": run.config.latency.limit_ms},
-        "measurement": {"f1_macro": trial["f1_macro"], "latency_ms": trial["latency_ms"], "form": trial["form"],
-                        "params": trial["params"], "macs": trial["macs"], "host": run.host.key},
+        "measurement": {
+            "f1_macro": trial["f1_macro"],
+            "latency_ms": trial["latency_ms"],
+            "form": trial["form"],
+            "params": trial["params"],
+            "macs": trial["macs"],
+            "host": run.host.key,
+        },
         "hyper": trial["hyper"],
         "model": trial["spec"],
-    }  # fmt: skip
+    }
     (work / "student.yaml").write_text(yaml.safe_dump(student, sort_keys=False, default_flow_style=None))
     return {
         "trial": chosen.trial,
@@ -177,8 +192,13 @@ def _teach_inputs(run: Run) -> dict[str, Any]:
     teacher = run.config.teacher
     check_weights(teacher.weights)
     weights = teacher.weights if teacher.weights in ("hub", "none") else sha256(Path(teacher.weights))
-    return {"data": load_index(run).hash, "fit": run.config.data.fit, "seed": run.config.seed,
-            "size": _teacher_size(run), "teacher": teacher.model_dump() | {"weights": weights}}  # fmt: skip
+    return {
+        "data": load_index(run).hash,
+        "fit": run.config.data.fit,
+        "seed": run.config.seed,
+        "size": _teacher_size(run),
+        "teacher": teacher.model_dump() | {"weights": weights},
+    }
 
 
 def _build_teacher(run: Run, classes: int, weights: str) -> tuple[nn.Module, Normalisation]:
@@ -193,11 +213,16 @@ def _teach(run: Run, work: Path) -> dict[str, Any]:
     teacher, index = run.config.teacher, load_index(run)
     model, norm = _build_teacher(run, len(index.classes), teacher.weights)
     arrays = load_arrays(run, index, _teacher_size(run), norm.mean, norm.std)
-    recipe = Recipe(
-        teacher.epochs, "adamw", teacher.learning_rate, teacher.batch, ema=True, patience=_TEACHER_PATIENCE
+    recipe = Recipe(teacher.epochs, "adamw", teacher.learning_rate, teacher.batch, ema=True, patience=_TEACHER_PATIENCE)
+    result = fit(
+        model,
+        arrays,
+        recipe,
+        run.config.seed,
+        len(index.classes),
+        checkpoints=work / CHECKPOINTS,
+        on_epoch=_report(run, "teach", recipe),
     )
-    result = fit(model, arrays, recipe, run.config.seed, len(index.classes), checkpoints=work / CHECKPOINTS,
-                 on_epoch=_report(run, "teach", recipe))  # fmt: skip
     save_file(result.state, work / "teacher.safetensors")
     return _finish(work, result)
 
@@ -207,9 +232,16 @@ def _teach(run: Run, work: Path) -> dict[str, Any]:
 
 def _distill_inputs(run: Run) -> dict[str, Any]:
     spec, hyper = load_student(run)
-    return {"data": load_index(run).hash, "fit": run.config.data.fit, "seed": run.config.seed, "hash": spec.hash,
-            "size": spec.input_size, "hyper": hyper.as_dict(), "distill": run.config.distill.model_dump(),
-            "teacher": run.output_hash("teach", "teacher.safetensors")}  # fmt: skip
+    return {
+        "data": load_index(run).hash,
+        "fit": run.config.data.fit,
+        "seed": run.config.seed,
+        "hash": spec.hash,
+        "size": spec.input_size,
+        "hyper": hyper.as_dict(),
+        "distill": run.config.distill.model_dump(),
+        "teacher": run.output_hash("teach", "teacher.safetensors"),
+    }
 
 
 def _distill(run: Run, work: Path) -> dict[str, Any]:
@@ -218,9 +250,15 @@ def _distill(run: Run, work: Path) -> dict[str, Any]:
     classes = len(index.classes)
     arrays = load_arrays(run, index, spec.input_size, PIXEL_MEAN, PIXEL_STD)
     recipe = Recipe(
-        config.epochs, hyper.optimizer, hyper.learning_rate, hyper.batch, hyper.n_select,
-        warmup_epochs=max(1, config.epochs // 20), ema=True, views=min(config.views, config.epochs),
-    )  # fmt: skip
+        config.epochs,
+        hyper.optimizer,
+        hyper.learning_rate,
+        hyper.batch,
+        hyper.n_select,
+        warmup_epochs=max(1, config.epochs // 20),
+        ema=True,
+        views=min(config.views, config.epochs),
+    )
     soft = _soft_labels(run, index, recipe, work / SOFT_LABELS)
     device = pick_device()
     cross_entropy = weighted_cross_entropy(arrays.train_labels, classes).to(device)
@@ -232,10 +270,17 @@ def _distill(run: Run, work: Path) -> dict[str, Any]:
         )
 
     model = build(spec, run.config.seed)
-    result = fit(model, arrays, recipe, run.config.seed, classes, loss, work / CHECKPOINTS,
-                 _report(run, "distill", recipe))  # fmt: skip
-    card = ModelCard(index.classes, spec.input_size, Preprocess(spec.input_size, run.config.data.fit), PIXEL_MEAN,
-                     PIXEL_STD, spec.hash)  # fmt: skip
+    result = fit(
+        model, arrays, recipe, run.config.seed, classes, loss, work / CHECKPOINTS, _report(run, "distill", recipe)
+    )
+    card = ModelCard(
+        index.classes,
+        spec.input_size,
+        Preprocess(spec.input_size, run.config.data.fit),
+        PIXEL_MEAN,
+        PIXEL_STD,
+        spec.hash,
+    )
     save_student(work / "student.safetensors", result.state, spec, card)
     shutil.rmtree(work / SOFT_LABELS)
     model.load_state_dict(result.state)
@@ -290,8 +335,10 @@ def save_student(path: Path, state: dict[str, Tensor], spec: ModelSpec, card: Mo
 
 def _report(run: Run, stage: str, recipe: Recipe) -> Any:
     def report(epoch: Epoch) -> None:
-        run.say(f"{stage}: epoch {epoch.epoch + 1}/{recipe.epochs}, loss {epoch.loss:.3f}, val {epoch.val_loss:.3f}, "
-                f"F1 {epoch.f1_macro:.4f}, {epoch.images_per_s:.0f} images/s")
+        run.say(
+            f"{stage}: epoch {epoch.epoch + 1}/{recipe.epochs}, loss {epoch.loss:.3f}, val {epoch.val_loss:.3f}, "
+            f"F1 {epoch.f1_macro:.4f}, {epoch.images_per_s:.0f} images/s"
+        )
 
     return report
 
@@ -300,8 +347,12 @@ def _finish(work: Path, result: Fit) -> dict[str, Any]:
     shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
     write_json(work / "training.json", {"format": FORMAT, **result.record()})
     best = result.best
-    return {"f1_macro": best.f1_macro, "accuracy": best.accuracy, "best_epoch": best.epoch,
-            "epochs": len(result.history)}  # fmt: skip
+    return {
+        "f1_macro": best.f1_macro,
+        "accuracy": best.accuracy,
+        "best_epoch": best.epoch,
+        "epochs": len(result.history),
+    }
 
 
 def check_before(run: Run) -> None:

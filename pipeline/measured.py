@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from export.onnx_export import export_onnx
 from latency.bounds import ALPHA, percentile, quantile_bounds
 from latency.host import Host
 from latency.measure import WarmTimer
-from latency.records import Target
+from latency.records import ProcessRun, Target
 from latency.sampling import Plan
 from latency.worker import CONTROL
 from models.build import build
@@ -38,7 +38,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Timing:
-    """p90 of one warm process, as it would be with the control as fast as when the study began.
+    """p90 of one warm process, as it would be with the control as fast as when this host was first timed in this run.
 
     p90_lower_ms: its 99 % lower bound, of which the constraint is made. drift: control now / control then.
     """
@@ -48,8 +48,6 @@ class Timing:
     p90_lower_ms: float
     drift: float
     effective_precision: str
-    samples: int
-    format: int = FORMAT
 
 
 def forms(runtimes: tuple[str, ...], precisions: tuple[str, ...], host: Host, quantized: bool) -> list[Form]:
@@ -63,8 +61,10 @@ def forms(runtimes: tuple[str, ...], precisions: tuple[str, ...], host: Host, qu
     if not found and not quantized:  # INT8 alone was asked for: its f32 form is what the search can time
         found = [Form(runtime, "f32") for runtime in runtimes]
     if not found:
-        raise PipelineError(f"latency.precisions: {', '.join(precisions)}: none of them runs on this CPU with "
-                            f"{', '.join(runtimes)}; add f32")
+        raise PipelineError(
+            f"latency.precisions: {', '.join(precisions)}: none of them runs on this CPU with "
+            f"{', '.join(runtimes)}; add f32"
+        )
     return found
 
 
@@ -92,23 +92,31 @@ class CandidateTimer:
             for form in self._forms:
                 name = f"{spec.hash}-{spec.input_size}-{form}-{self._threads}-{self._host.key}.json"
                 record = self._folder / name
-                if record.is_file():
-                    timings.append(Timing(**json.loads(record.read_text())))
-                    continue
-                if not file.is_file():
-                    export_onnx(build(spec, seed), card, file)
-                timings.append(self._time(file, form))
-                write_json(record, asdict(timings[-1]))
+                run = self._known(record)
+                if run is None:
+                    if not file.is_file():
+                        export_onnx(build(spec, seed), card, file)
+                    measured = self._timer.time(
+                        Target.of(file, form.runtime, form.precision, self._threads), self._plan
+                    )
+                    write_json(record, measured.as_dict())
+                    run = measured.runs[0]
+                timings.append(self._timing(run, form))
         return sorted(timings, key=lambda t: t.p90_ms)
 
-    def _time(self, file: Path, form: Form) -> Timing:
-        reference = self._reference(form.runtime)
-        run = self._timer.time(Target.of(file, form.runtime, form.precision, self._threads), self._plan).runs[0]
-        drift = run.control_p50_ms / reference
+    def _known(self, record: Path) -> ProcessRun | None:
+        """The run in a record, unless it was cut short as hopeless against a limit that is lower than today's."""
+        if not record.is_file():
+            return None
+        run = ProcessRun.from_dict(json.loads(record.read_text())["runs"][0])
+        cut_short = len(run.samples_ms) < self._plan.least
+        hopeless = self._plan.hopeless_ms is not None and min(run.samples_ms) > self._plan.hopeless_ms
+        return None if cut_short and not hopeless else run
+
+    def _timing(self, run: ProcessRun, form: Form) -> Timing:
+        drift = run.control_p50_ms / self._reference(form.runtime)
         lower, _ = quantile_bounds(list(run.samples_ms), 0.9, ALPHA)
-        return Timing(
-            str(form), run.p90_ms / drift, lower / drift, drift, run.effective_precision, len(run.samples_ms)
-        )
+        return Timing(str(form), run.p90_ms / drift, lower / drift, drift, run.effective_precision)
 
     def _reference(self, runtime: str) -> float:
         """The control's median when this host was first timed in this run."""

@@ -1,6 +1,5 @@
 """The main job: every stage to a verdict, and result.json."""
 
-from pathlib import Path
 from typing import Any
 
 from pipeline import FORMAT, learn, ship
@@ -50,10 +49,14 @@ def run_one(name: str, run: Run) -> Done:
         perform(learn.DATA, run)
     for need in stage.needs:
         if run.manifest(need) is None:
-            raise PipelineError(f"{name}: needs the stage {need} first: `edgebuild {_command(need)} --run-dir {run.folder}`")
+            raise PipelineError(
+                f"{name}: needs the stage {need} first: `edgebuild {_command(need)} --run-dir {run.folder}`"
+            )
         if current(by_name[need], run) is None:
-            raise PipelineError(f"{name}: the stage {need} is out of date, its config or input has changed: "
-                                f"`edgebuild {_command(need)} --run-dir {run.folder}`")
+            raise PipelineError(
+                f"{name}: the stage {need} is out of date, its config or input has changed: "
+                f"`edgebuild {_command(need)} --run-dir {run.folder}`"
+            )
     return perform(stage, run)
 
 
@@ -87,5 +90,3 @@ def _result(run: Run, done: list[Done], reasons: list[str]) -> dict[str, Any]:
             "submission": judged["submission"],
         }
     return result
-
-

@@ -63,15 +63,27 @@ class Search:
     def training(self) -> dict[str, Any]:
         """What a candidate's F1 depends on beside the candidate."""
         c = self.config
-        return {"data": self.index.hash, "fit": c.data.fit, "epochs": c.search.epochs, "subset": c.search.subset,
-                "seed": c.seed}  # fmt: skip
+        return {
+            "data": self.index.hash,
+            "fit": c.data.fit,
+            "epochs": c.search.epochs,
+            "subset": c.search.subset,
+            "seed": c.seed,
+        }
 
     @property
     def study_name(self) -> str:
         """Of everything that gives a trial its meaning; budgets are left out, so raising one goes on."""
         latency = self.config.latency
-        what = [self.space.hash, self.training, latency.limit_ms, latency.runtimes, latency.precisions,
-                latency.threads, self.host.key]  # fmt: skip
+        what = [
+            self.space.hash,
+            self.training,
+            latency.limit_ms,
+            latency.runtimes,
+            latency.precisions,
+            latency.threads,
+            self.host.key,
+        ]
         return "edgebuild-" + _hash(what)
 
 
@@ -135,6 +147,7 @@ def _evaluate(
     best = timings[0]
     over = min(t.p90_lower_ms for t in timings) - limit_ms
     trial.set_constraint(_CONSTRAINT, over)
+    measure_s = round(time.perf_counter() - began, 3)
     facts = {
         "hash": candidate.spec.hash,
         "input_size": candidate.spec.input_size,
@@ -144,7 +157,7 @@ def _evaluate(
         "form": best.form,
         "timings": [asdict(t) for t in timings],
         _CONSTRAINT: over,
-        "measure_s": round(time.perf_counter() - began, 3),
+        "measure_s": measure_s,
         "spec": candidate.spec.document(),
         "hyper": candidate.hyper.as_dict(),
     }
@@ -153,13 +166,13 @@ def _evaluate(
     head = f"trial {trial.number}: {best.p90_ms:.2f} ms {best.form}, {shape.params / 1e3:.0f} k parameters"
     if over > 0:
         study.tell(trial, state=TrialState.PRUNED)
-        search.say(f"{head}: over {limit_ms:g} ms, rejected untrained in {facts['measure_s']:.1f} s")
+        search.say(f"{head}: over {limit_ms:g} ms, rejected untrained in {measure_s:.1f} s")
         return
     key, f1 = _trained(candidate, search, trial.params)
     trial.set_user_attr("training", key)
     trial.set_user_attr("f1_macro", f1)
     study.tell(trial, [f1, best.p90_ms, shape.params])
-    search.say(f"{head}: F1 {f1:.4f}, trained in {time.perf_counter() - began - facts['measure_s']:.0f} s")
+    search.say(f"{head}: F1 {f1:.4f}, trained in {time.perf_counter() - began - measure_s:.0f} s")
 
 
 def _trained(candidate: Candidate, search: Search, params: dict[str, Any]) -> tuple[str, float]:
@@ -175,8 +188,16 @@ def _trained(candidate: Candidate, search: Search, params: dict[str, Any]) -> tu
     model = build(candidate.spec, config.seed)
     result = fit(model, arrays, recipe, config.seed, len(search.index.classes))
     record.parent.mkdir(exist_ok=True)
-    write_json(record, {"f1_macro": result.best.f1_macro, "fit": result.record(), "space": search.space.hash,
-                        "training": search.training, "params": params})  # fmt: skip
+    write_json(
+        record,
+        {
+            "f1_macro": result.best.f1_macro,
+            "fit": result.record(),
+            "space": search.space.hash,
+            "training": search.training,
+            "params": params,
+        },
+    )
     return key, result.best.f1_macro
 
 
@@ -198,8 +219,9 @@ def _subset(arrays: Arrays, share: float, seed: int) -> Arrays:
 
 def _card(candidate: Candidate, search: Search) -> ModelCard:
     size = candidate.spec.input_size
-    return ModelCard(search.index.classes, size, Preprocess(size, search.config.data.fit), PIXEL_MEAN, PIXEL_STD,
-                     candidate.spec.hash)  # fmt: skip
+    return ModelCard(
+        search.index.classes, size, Preprocess(size, search.config.data.fit), PIXEL_MEAN, PIXEL_STD, candidate.spec.hash
+    )
 
 
 def _budget_used(study: optuna.Study, config: BuildConfig) -> str | None:
@@ -250,7 +272,7 @@ def _reap(study: optuna.Study, worker: str) -> None:
 
 
 def _carry_over(study: optuna.Study, search: Search) -> None:
-    """A new study (another limit, host or runtime) begins with what was trained before: timed again, not trained again."""
+    """A new study (another limit, host or runtime) begins with what was trained: timed again, not trained again."""
     if study.trials:
         return
     for record in sorted((search.folder / "trained").glob("*.json"), key=lambda p: p.stat().st_mtime_ns):
@@ -265,9 +287,11 @@ def nearest_miss(result: dict[str, Any]) -> str:
     if not rows:
         return "no candidate could be measured"
     near = min(rows, key=lambda r: r["latency_ms"])
-    return (f"the nearest of {len(rows)} measured candidates takes {near['latency_ms']:.3f} ms ({near['form']}, trial "
-            f"{near['trial']}, {near['params']} parameters, {near['macs'] / 1e6:.0f} MMAC, {near['input_size']} px) "
-            f"against a limit of {result['limit_ms']:g} ms")
+    return (
+        f"the nearest of {len(rows)} measured candidates takes {near['latency_ms']:.3f} ms ({near['form']}, trial "
+        f"{near['trial']}, {near['params']} parameters, {near['macs'] / 1e6:.0f} MMAC, {near['input_size']} px) "
+        f"against a limit of {result['limit_ms']:g} ms"
+    )
 
 
 def _hash(value: Any) -> str:

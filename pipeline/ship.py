@@ -54,8 +54,9 @@ def load_checkpoint(path: Path, model: Path | None = None) -> tuple[ModelSpec, M
     except Exception as error:  # safetensors raises its own SafetensorError, which is a plain Exception
         raise PipelineError(f"{path}: not a safetensors checkpoint: {error}") from error
     if "card" not in metadata:
-        raise PipelineError(f"{path}: no checkpoint of edgebuild's: its metadata holds no card; give one that "
-                            "`edgebuild distill` wrote")
+        raise PipelineError(
+            f"{path}: no checkpoint of edgebuild's: its metadata holds no card; give one that `edgebuild distill` wrote"
+        )
     card = ModelCard.from_json(metadata["card"])
     spec = ModelSpec.load(model) if model else ModelSpec.parse(json.loads(metadata["model"]), source=str(path))
     return spec.with_classes(len(card.classes)), card, read_tensors(path)
@@ -76,8 +77,9 @@ def export_formats(model: torch.nn.Module, card: ModelCard, formats: tuple[str, 
     known = ("onnx", "openvino")
     unknown = [f for f in formats if f not in known]
     if unknown or not formats:
-        raise PipelineError(f"--format {','.join(unknown) or 'nothing'}: expected some of {', '.join(known)}, "
-                            "separated by commas")
+        raise PipelineError(
+            f"--format {','.join(unknown) or 'nothing'}: expected some of {', '.join(known)}, separated by commas"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     onnx_file, ir_file = folder / "model.onnx", folder / "model.xml"
     export_onnx(model, card, onnx_file)
@@ -111,8 +113,12 @@ def _export(run: Run, work: Path) -> dict[str, Any]:
 
 def _quantize_inputs(run: Run) -> dict[str, Any]:
     wanted = "int8" in run.config.latency.precisions
-    return {"onnx": run.output_hash("export", "model.onnx"), "data": load_index(run).hash, "seed": run.config.seed,
-            "runtimes": run.config.latency.runtimes if wanted else []}  # fmt: skip
+    return {
+        "onnx": run.output_hash("export", "model.onnx"),
+        "data": load_index(run).hash,
+        "seed": run.config.seed,
+        "runtimes": run.config.latency.runtimes if wanted else [],
+    }
 
 
 def _quantize(run: Run, work: Path) -> dict[str, Any]:
@@ -146,9 +152,15 @@ def _artifacts(run: Run) -> list[Artifact]:
 def _verify_inputs(run: Run) -> dict[str, Any]:
     stages = [run.manifest(s) for s in ("export", "quantize")]
     latency = run.config.latency
-    return {"files": [m["outputs"] for m in stages if m], "data": load_index(run).hash, "host": run.host.key,
-            "runtimes": latency.runtimes, "precisions": latency.precisions, "threads": latency.threads,
-            "max_f1_drop": run.config.quantize.max_f1_drop}  # fmt: skip
+    return {
+        "files": [m["outputs"] for m in stages if m],
+        "data": load_index(run).hash,
+        "host": run.host.key,
+        "runtimes": latency.runtimes,
+        "precisions": latency.precisions,
+        "threads": latency.threads,
+        "max_f1_drop": run.config.quantize.max_f1_drop,
+    }
 
 
 def _verify(run: Run, work: Path) -> dict[str, Any]:
@@ -170,8 +182,10 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
     summaries = {a: timed[a].summary() for a in artifacts}
     kept = [a for a in artifacts if parities[a].f1_macro >= floor]
     if not kept:
-        raise ExportError(f"no file keeps F1 {floor:.4f} (torch {torch_f1:.4f} less quantize.max_f1_drop): "
-                          "add f32 to latency.precisions, or allow a larger drop")
+        raise ExportError(
+            f"no file keeps F1 {floor:.4f} (torch {torch_f1:.4f} less quantize.max_f1_drop): "
+            "add f32 to latency.precisions, or allow a larger drop"
+        )
     shipped = min(kept, key=lambda a: summaries[a]["p90_ms"])
     rows = [
         {
@@ -197,12 +211,21 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
     summary = {
         "torch": {"f1_macro": torch_f1, "accuracy": torch_accuracy},
         "race": rows,
-        "shipped": {"path": str(shipped.path.relative_to(run.folder)), "runtime": shipped.runtime,
-                    "precision": shipped.precision, "sha256": targets[shipped].sha256},
-        "quality": {"f1_macro": f1, "accuracy": accuracy, "split": split, "selected_on": split == "val",
-                    "f1_per_class": f1_per_class(final, final_labels, index.classes)},
+        "shipped": {
+            "path": str(shipped.path.relative_to(run.folder)),
+            "runtime": shipped.runtime,
+            "precision": shipped.precision,
+            "sha256": targets[shipped].sha256,
+        },
+        "quality": {
+            "f1_macro": f1,
+            "accuracy": accuracy,
+            "split": split,
+            "selected_on": split == "val",
+            "f1_per_class": f1_per_class(final, final_labels, index.classes),
+        },
         "f1_macro_val": parities[shipped].f1_macro,
-    }  # fmt: skip
+    }
     write_json(work / "race.json", {"format": FORMAT, **summary})
     write_json(work / "measurements.json", [m.as_dict() for m in timed.values()])
     return summary
@@ -217,8 +240,10 @@ def _check_f32(parities: dict[Artifact, Parity], reference: np.ndarray) -> None:
     largest = float(np.abs(reference).max())
     for artifact, parity in parities.items():
         if artifact.precision == "f32" and parity.max_diff > F32_TOLERANCE * max(largest, 1.0):
-            raise ExportError(f"{artifact.path.name} with {artifact.runtime}: a logit differs from torch's by "
-                              f"{parity.max_diff:.3g} (largest logit {largest:.3g}): the export is wrong, do not ship it")
+            raise ExportError(
+                f"{artifact.path.name} with {artifact.runtime}: a logit differs from torch's by "
+                f"{parity.max_diff:.3g} (largest logit {largest:.3g}): the export is wrong, do not ship it"
+            )
 
 
 def _shipped(run: Run) -> Artifact:
@@ -231,9 +256,15 @@ def _shipped(run: Run) -> Artifact:
 
 def _gate_inputs(run: Run) -> dict[str, Any]:
     latency = run.config.latency
-    return {"shipped": run.read("verify", "race.json")["shipped"], "host": run.host.key, "limit_ms": latency.limit_ms,
-            "processes": latency.processes, "threads": latency.threads, "data": load_index(run).hash,
-            "submission": run.config.submission.model_dump()}  # fmt: skip
+    return {
+        "shipped": run.read("verify", "race.json")["shipped"],
+        "host": run.host.key,
+        "limit_ms": latency.limit_ms,
+        "processes": latency.processes,
+        "threads": latency.threads,
+        "data": load_index(run).hash,
+        "submission": run.config.submission.model_dump(),
+    }
 
 
 def _gate(run: Run, work: Path) -> dict[str, Any]:
@@ -252,12 +283,19 @@ def _gate(run: Run, work: Path) -> dict[str, Any]:
         "verdict": overall,
         "reasons": reasons,
         "sha256": measurement.target.sha256,
-        "latency": {"p50_ms": measured["p50_ms"], "p90_ms": measured["p90_ms"], "p90_lower_ms": verdict.p90_lower_ms,
-                    "p90_upper_ms": verdict.p90_upper_ms, "limit_ms": latency.limit_ms,
-                    "samples": measured["samples"], "processes": measured["processes"],
-                    "effective_precision": measurement.effective_precision, "peak_mib": measured["peak_mib"]},
+        "latency": {
+            "p50_ms": measured["p50_ms"],
+            "p90_ms": measured["p90_ms"],
+            "p90_lower_ms": verdict.p90_lower_ms,
+            "p90_upper_ms": verdict.p90_upper_ms,
+            "limit_ms": latency.limit_ms,
+            "samples": measured["samples"],
+            "processes": measured["processes"],
+            "effective_precision": measurement.effective_precision,
+            "peak_mib": measured["peak_mib"],
+        },
         "submission": submission,
-    }  # fmt: skip
+    }
     write_json(work / "gate.json", {"format": FORMAT, **summary})
     return summary
 
@@ -281,11 +319,15 @@ def _submission(run: Run, artifact: Artifact) -> dict[str, Any]:
     }
     if config.limit_s is not None:
         result["verdict"] = "pass" if high <= config.limit_s else "fail" if low > config.limit_s else "inconclusive"
-        result["reasons"] = [] if result["verdict"] == "pass" else [
-            f"{images} images are predicted to take {low:.1f} to {high:.1f} s all in (decoding and resizing "
-            f"{result['decode_ms']:.2f} ms, inference {result['infer_ms']:.2f} ms), against submission.limit_s "
-            f"{config.limit_s:g}"
-        ]  # fmt: skip
+        result["reasons"] = (
+            []
+            if result["verdict"] == "pass"
+            else [
+                f"{images} images are predicted to take {low:.1f} to {high:.1f} s all in (decoding and resizing "
+                f"{result['decode_ms']:.2f} ms, inference {result['infer_ms']:.2f} ms), against submission.limit_s "
+                f"{config.limit_s:g}"
+            ]
+        )
     return result
 
 
@@ -293,15 +335,19 @@ def _submission(run: Run, artifact: Artifact) -> dict[str, Any]:
 
 
 def _bundle_inputs(run: Run) -> dict[str, Any]:
-    return {"gate": run.output_hash("gate", "gate.json"), "shipped": run.read("verify", "race.json")["shipped"],
-            "data": load_index(run).hash}  # fmt: skip
+    return {
+        "gate": run.output_hash("gate", "gate.json"),
+        "shipped": run.read("verify", "race.json")["shipped"],
+        "data": load_index(run).hash,
+    }
 
 
 def _bundle(run: Run, work: Path) -> dict[str, Any]:
     judged = run.read("gate", "gate.json")
     if judged["verdict"] != "pass":
-        raise PipelineError(f"bundle: the gate said {judged['verdict']}: {'; '.join(judged['reasons'])}; only a proven "
-                            "file is packed")
+        raise PipelineError(
+            f"bundle: the gate said {judged['verdict']}: {'; '.join(judged['reasons'])}; only a proven file is packed"
+        )
     card = load_checkpoint(_checkpoint(run))[1]
     index = load_index(run)
     paths = index.paths(index.final_split)
@@ -313,8 +359,11 @@ def _bundle(run: Run, work: Path) -> dict[str, Any]:
         "host": run.host.as_dict(),
     }
     archive = write_bundle(work / "bundle", _shipped(run), card, run.config.latency.threads, samples, evidence)
-    return {"folder": str(run.file("bundle", "bundle")), "archive": str(run.file("bundle", archive.name)),
-            "archive_bytes": archive.stat().st_size}  # fmt: skip
+    return {
+        "folder": str(run.file("bundle", "bundle")),
+        "archive": str(run.file("bundle", archive.name)),
+        "archive_bytes": archive.stat().st_size,
+    }
 
 
 def model_facts(run: Run) -> dict[str, Any]:
@@ -322,9 +371,16 @@ def model_facts(run: Run) -> dict[str, Any]:
     artifact = _shipped(run)
     spec, card, _ = load_checkpoint(_checkpoint(run))
     shape = profile(spec)
-    return {"path": str(artifact.path), "runtime": artifact.runtime, "precision": artifact.precision,
-            "sha256": run.read("verify", "race.json")["shipped"]["sha256"], "params": shape.params,
-            "macs": shape.macs, "input_size": card.input_size, "size_bytes": artifact.size_bytes}  # fmt: skip
+    return {
+        "path": str(artifact.path),
+        "runtime": artifact.runtime,
+        "precision": artifact.precision,
+        "sha256": run.read("verify", "race.json")["shipped"]["sha256"],
+        "params": shape.params,
+        "macs": shape.macs,
+        "input_size": card.input_size,
+        "size_bytes": artifact.size_bytes,
+    }
 
 
 EXPORT = Stage("export", ("distill",), _export_inputs, _export)

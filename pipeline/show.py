@@ -30,9 +30,9 @@ def show_verdict(result: dict[str, Any]) -> None:
     latency = result["latency"]
     _console.print(f"[bold {_COLOURS[result['verdict']]}]verdict: {result['verdict']}[/]")
     _print(
-        f"p90 {_ms(latency['p90_ms'])} ms, 99 % bounds {_ms(latency['p90_lower_ms'])} to {_ms(latency['p90_upper_ms'])} ms,"
-        f" limit {latency['limit_ms']:g} ms, {latency['samples']} samples in {latency['processes']} processes,"
-        f" {latency['effective_precision']}"
+        f"p90 {_ms(latency['p90_ms'])} ms, 99 % bounds {_ms(latency['p90_lower_ms'])} to "
+        f"{_ms(latency['p90_upper_ms'])} ms, limit {latency['limit_ms']:g} ms, {latency['samples']} samples in "
+        f"{latency['processes']} processes, {latency['effective_precision']}"
     )
     submission = result.get("submission")
     if submission:
@@ -66,7 +66,8 @@ def show_result(result: dict[str, Any], folder: Path) -> None:
         _print(
             f"model: {model['path']}, {model['runtime']} {model['precision']}, {model['params']} parameters, "
             f"{model['macs'] / 1e6:.1f} MMAC, {model['input_size']} px, {model['size_bytes'] / 1e6:.2f} MB",
-            f"quality: macro F1 {quality['f1_macro']:.4f}, accuracy {quality['accuracy']:.4f} on {quality['split']}{note}",
+            f"quality: macro F1 {quality['f1_macro']:.4f}, accuracy {quality['accuracy']:.4f} on "
+            f"{quality['split']}{note}",
         )
         show_verdict(result)
         if result["bundle"]:
@@ -78,23 +79,41 @@ def show_choice(summary: dict[str, Any]) -> None:
     table = _table("trained candidates (* on the Pareto front)", "trial", "F1", "p90 ms", "parameters", "px", "why not")
     for row in summary["table"]:
         table.add_row(
-            f"{row['trial']}{' *' if row['pareto'] else ''}", f"{row['f1_macro']:.4f}", _ms(row["latency_ms"]),
-            str(row["params"]), str(row["input_size"]), row["reason"] or "chosen",
-        )  # fmt: skip
+            f"{row['trial']}{' *' if row['pareto'] else ''}",
+            f"{row['f1_macro']:.4f}",
+            _ms(row["latency_ms"]),
+            str(row["params"]),
+            str(row["input_size"]),
+            row["reason"] or "chosen",
+        )
     _print(table, f"trial {summary['trial']} -> {summary['student']}")
 
 
 def show_race(summary: dict[str, Any]) -> None:
     table = _table(
-        f"torch: macro F1 {summary['torch']['f1_macro']:.4f}", "file", "F1", "change", "top-1 agrees", "logit diff",
-        "kB", "p50 ms", "p90 ms", "",
-    )  # fmt: skip
+        f"torch: macro F1 {summary['torch']['f1_macro']:.4f}",
+        "file",
+        "F1",
+        "change",
+        "top-1 agrees",
+        "logit diff",
+        "kB",
+        "p50 ms",
+        "p90 ms",
+        "",
+    )
     for row in summary["race"]:
         table.add_row(
-            f"{row['runtime']} {row['precision']}", f"{row['f1_macro']:.4f}", f"{row['f1_change']:+.4f}",
-            f"{row['agreement']:.4f}", f"{row['max_diff']:.2g}", f"{row['size_bytes'] / 1e3:.0f}", _ms(row["p50_ms"]),
-            _ms(row["p90_ms"]), row["verdict"],
-        )  # fmt: skip
+            f"{row['runtime']} {row['precision']}",
+            f"{row['f1_macro']:.4f}",
+            f"{row['f1_change']:+.4f}",
+            f"{row['agreement']:.4f}",
+            f"{row['max_diff']:.2g}",
+            f"{row['size_bytes'] / 1e3:.0f}",
+            _ms(row["p50_ms"]),
+            _ms(row["p90_ms"]),
+            row["verdict"],
+        )
     _print(table)
 
 

@@ -127,8 +127,10 @@ def run_config(folder: Path) -> dict[str, Any]:
     """The config of an existing run folder, as a document to be overridden. Raises PipelineError."""
     path = folder / "config.yaml"
     if not path.is_file():
-        raise PipelineError(f"{folder}: no run folder (it has no config.yaml); start with `edgebuild search -c CONFIG "
-                            f"--run-dir {folder}` or `edgebuild run`")
+        raise PipelineError(
+            f"{folder}: no run folder (it has no config.yaml); start with `edgebuild search -c CONFIG "
+            f"--run-dir {folder}` or `edgebuild run`"
+        )
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     check_config(document, str(path))
     return dict(document)

@@ -138,13 +138,21 @@ def fit(
     cross_entropy = weighted_cross_entropy(arrays.train_labels, classes).to(device)
     plain = weighted_cross_entropy(arrays.train_labels, classes, smoothing=0.0)
     loss = loss or (lambda logits, labels, indices, view: cross_entropy(logits, labels))
-    optimizer = create_optimizer_v2(model, opt=recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimizer = create_optimizer_v2(
+        model, opt=recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
     steps = max(1, len(arrays.train) // recipe.batch)
     scheduler, _ = create_scheduler_v2(
-        optimizer, sched="cosine", num_epochs=recipe.epochs, warmup_epochs=min(recipe.warmup_epochs, recipe.epochs - 1),
-        warmup_lr=recipe.learning_rate / 20, min_lr=recipe.learning_rate / 100, step_on_epochs=False,
-        updates_per_epoch=steps, warmup_prefix=False,
-    )  # fmt: skip
+        optimizer,
+        sched="cosine",
+        num_epochs=recipe.epochs,
+        warmup_epochs=min(recipe.warmup_epochs, recipe.epochs - 1),
+        warmup_lr=recipe.learning_rate / 20,
+        min_lr=recipe.learning_rate / 100,
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+        warmup_prefix=False,
+    )
     ema = ModelEmaV3(model, decay=0.99, use_warmup=True) if recipe.ema else None
     augment = RandAugment(recipe.n_select)
     saved = _Checkpoints(checkpoints, model, ema, optimizer) if checkpoints else None

@@ -6,6 +6,7 @@ to stdout. Exit code: 0 all labelled, 1 some files could not be read (each is re
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import json
@@ -61,6 +62,24 @@ def check(manifest, infer):
     return 0 if same else 1
 
 
+def label(images, manifest, out):
+    """One row an image; the number of files that could not be read."""
+    infer, preprocess, labels = load(manifest), Preprocess(**manifest["preprocess"]), manifest["classes"]
+    table = csv.writer(out)
+    table.writerow(["path", "label", "score"])
+    unread = 0
+    for path in images:
+        try:
+            scores = softmax(infer(preprocess.load(path)[None])[0])
+        except ImageError as error:
+            unread += 1
+            print(f"skipped: {error}", file=sys.stderr)
+            continue
+        best = int(scores.argmax())
+        table.writerow([path, labels[best], f"{scores[best]:.6f}"])
+    return unread
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", help="images or folders")
@@ -76,21 +95,10 @@ def main():
     images = [image for path in args.paths for image in find_images(path)]
     if not images:
         parser.error("no image found under " + ", ".join(args.paths))
-    infer, preprocess, labels = load(manifest), Preprocess(**manifest["preprocess"]), manifest["classes"]
-    unread = 0
-    out = open(args.csv, "w", newline="", encoding="utf-8") if args.csv else sys.stdout
-    with out:
-        table = csv.writer(out)
-        table.writerow(["path", "label", "score"])
-        for path in images:
-            try:
-                scores = softmax(infer(preprocess.load(path)[None])[0])
-            except ImageError as error:
-                unread += 1
-                print(f"skipped: {error}", file=sys.stderr)
-                continue
-            best = int(scores.argmax())
-            table.writerow([path, labels[best], f"{scores[best]:.6f}"])
+    with contextlib.ExitStack() as stack:
+        csv_file = Path(args.csv) if args.csv else None
+        out = stack.enter_context(csv_file.open("w", newline="", encoding="utf-8")) if csv_file else sys.stdout
+        unread = label(images, manifest, out)
     print(f"{len(images) - unread} images labelled, {unread} skipped", file=sys.stderr)
     return 1 if unread else 0
 
