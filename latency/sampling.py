@@ -1,5 +1,6 @@
 """Warm-up and measurement: two loops over a function, with a clock that tests can script."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ def time_once(step: Callable[[], object], clock: Clock = time.perf_counter_ns) -
 def warm_up(step: Callable[[], object], plan: Plan, clock: Clock = time.perf_counter_ns) -> int:
     """Call `step` in blocks until two neighbouring ones take alike or the time is up; the number of calls."""
     deadline = clock() + int(plan.warmup_seconds * 1e9)
-    previous, count = float("inf"), 0
+    previous, count = math.nan, 0  # nothing is near to nan
     while True:
         current = median(time_once(step, clock) for _ in range(_BLOCK))
         count += _BLOCK

@@ -19,7 +19,9 @@ class OrtSession:
         if not all(isinstance(d, int) for d in only.shape):
             raise LatencyError(f"{path}: input {only.name!r} has the dynamic shape {only.shape}; fix it when exporting")
         if only.type not in _DTYPES:
-            raise LatencyError(f"{path}: input {only.name!r} is {only.type}; expected one of {', '.join(_DTYPES)}")
+            raise LatencyError(
+                f"{path}: input {only.name!r} is {only.type}; expected one of {', '.join(_DTYPES.values())}"
+            )
         self._session, self._input = session, only.name
         self._outputs = [session.get_outputs()[0].name]
         self.shape, self.dtype = tuple(only.shape), _DTYPES[only.type]

@@ -20,7 +20,7 @@ class OvSession:
             raise LatencyError(f"{path}: the input has the dynamic shape {only.partial_shape}; fix it when exporting")
         element = only.element_type.to_string()
         if element not in _DTYPES:
-            raise LatencyError(f"{path}: the input is {element}; expected one of {', '.join(_DTYPES)}")
+            raise LatencyError(f"{path}: the input is {element}; expected one of {', '.join(_DTYPES.values())}")
         self._request = compiled.create_infer_request()
         self.shape, self.dtype = tuple(only.shape), _DTYPES[element]
         hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()

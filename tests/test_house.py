@@ -1,0 +1,67 @@
+"""The rules of the house: imports run downwards, latency never imports torch, the command line starts light."""
+
+import ast
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+MAY_IMPORT = {
+    "edgebuild": {"pipeline"},
+    "models": set(),
+    "latency": set(),
+    "export": {"models", "latency"},
+    "pipeline": {"export", "models", "latency"},
+}
+ON_A_TARGET = {"latency": {"numpy", "onnxruntime", "openvino"}, "export/preprocess.py": {"numpy", "PIL"}}
+PACKAGES = list(MAY_IMPORT)
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_run_downwards(package):
+    for path in (ROOT / package).rglob("*.py"):
+        ours = set(imports(path)) & set(PACKAGES)
+        assert ours <= MAY_IMPORT[package] | {package}, path
+
+
+@pytest.mark.parametrize("part", ON_A_TARGET)
+def test_what_runs_on_a_target_needs_little(part):
+    where = ROOT / part
+    for path in [where] if where.is_file() else where.rglob("*.py"):
+        foreign = set(imports(path)) - set(sys.stdlib_module_names) - {"latency"}
+        assert foreign <= ON_A_TARGET[part], path
+
+
+def test_help_loads_no_heavy_package():
+    code = (
+        "import sys; from edgebuild.__main__ import main; sys.argv = ['edgebuild', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'timm', 'onnx', 'onnxruntime', 'openvino', 'nncf', 'optuna', 'sklearn', 'numpy'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_a_folder_full_of_decoys_shadows_nothing(tmp_path, cli):
+    for name in ("models", "latency", "export", "pipeline"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the decoy was imported')")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = cli("model", "show", "cpu_small", "--json", cwd=tmp_path, env={"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    from latency.worker import CONTROL
+
+    done = cli("latency", "measure", CONTROL, "--processes", "1", cwd=tmp_path, env={"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
