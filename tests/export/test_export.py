@@ -1,0 +1,106 @@
+"""ONNX, OpenVINO and INT8 files of a real student: what they take, what they say of themselves, what they answer."""
+
+import shutil
+
+import numpy as np
+import onnx
+import openvino as ov
+import pytest
+
+from export.artifact import Artifact, ModelCard
+from export.errors import ExportError
+from export.onnx_export import export_onnx, read_card
+from export.parity import compare, f1_per_class, logits_of, scores
+from export.quantize import quantize_onnx, quantize_openvino
+
+
+@pytest.fixture(scope="module")
+def int8(exported):
+    quantize_onnx(exported.folder / "model.onnx", exported.images, exported.card, exported.folder / "int8.onnx")
+    quantize_openvino(exported.folder / "model.onnx", exported.images, exported.card, exported.folder / "int8.xml")
+    return exported.folder
+
+
+def test_the_input_is_uint8_nhwc_and_the_graph_is_valid(exported):
+    model = onnx.load(exported.folder / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    (only,) = model.graph.input
+    assert only.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [d.dim_value for d in only.type.tensor_type.shape.dim] == [1, 168, 168, 3]
+
+
+def test_the_card_is_in_every_file(exported, int8):
+    assert read_card(exported.folder / "model.onnx") == read_card(int8 / "int8.onnx") == exported.card
+    for name in ("model.xml", "int8.xml"):
+        text = ov.Core().read_model(exported.folder / name).get_rt_info(["edgebuild"]).astype(str)
+        assert ModelCard.from_json(text) == exported.card
+
+
+@pytest.mark.parametrize(("file", "runtime"), [("model.onnx", "onnxruntime"), ("model.xml", "openvino")])
+def test_f32_files_answer_as_torch(exported, file, runtime):
+    logits = logits_of(Artifact(exported.folder / file, runtime, "f32"), exported.images)
+    parity = compare(exported.logits, logits, exported.labels)
+    assert np.abs(exported.logits).max() > 0.05, "the comparison is of numbers of a natural size"
+    assert parity.max_diff < 1e-4
+    assert parity.agreement == 1.0
+
+
+@pytest.mark.parametrize(("file", "runtime"), [("int8.onnx", "onnxruntime"), ("int8.xml", "openvino")])
+def test_int8_files_run_in_int8_and_answer_nearly_so(exported, int8, file, runtime):
+    from latency.runners import open_session
+
+    session = open_session(int8 / file, runtime, "int8", 1)
+    assert session.effective_precision == "int8"
+    logits = logits_of(Artifact(int8 / file, runtime, "int8"), exported.images)
+    assert np.corrcoef(logits.ravel(), exported.logits.ravel())[0, 1] > 0.9
+    f32, quantized = (
+        Artifact(exported.folder / f, runtime, "f32").size_bytes for f in (file.replace("int8", "model"), file)
+    )
+    assert quantized < f32
+
+
+def test_what_the_search_times_is_what_ships(exported, tmp_path):
+    """OpenVINO reads the search's ONNX and the shipped IR into one and the same network of kernels; ONNX Runtime gets
+    the very file. So both time alike, whatever the clock says."""
+
+    def kernels(path):
+        compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
+        ops = compiled.get_runtime_model().get_ordered_ops()
+        keys = ("layerType", "runtimePrecision", "primitiveType", "outputLayouts")
+        return [tuple(op.get_rt_info()[k].astype(str) for k in keys if k in op.get_rt_info()) for op in ops]
+
+    searched = tmp_path / "candidate.onnx"
+    export_onnx(exported.model, exported.card, searched)
+    assert searched.read_bytes() == (exported.folder / "model.onnx").read_bytes()
+    found = kernels(searched)
+    assert found == kernels(exported.folder / "model.xml")
+    assert len(found) > 20
+
+
+def test_a_file_that_is_not_ours_has_no_card(exported, tmp_path):
+    model = onnx.load(exported.folder / "model.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    assert read_card(tmp_path / "foreign.onnx") is None
+    shutil.copy(__file__, tmp_path / "text.onnx")
+    with pytest.raises(ExportError, match=r"text\.onnx: not an ONNX file"):
+        read_card(tmp_path / "text.onnx")
+
+
+def test_a_card_of_another_format_is_refused(exported):
+    with pytest.raises(ExportError, match="model card of format 99; this version reads 1"):
+        ModelCard.from_json(exported.card.to_json().replace('"format": 1, "input_size"', '"format": 99, "input_size"'))
+
+
+def test_scores_count_every_class():
+    logits = np.eye(3, dtype=np.float32)[[0, 0, 1, 1]]
+    labels = np.array([0, 0, 1, 0])
+    f1, accuracy = scores(logits, labels)
+    assert accuracy == 0.75
+    assert f1 == pytest.approx((0.8 + 2 / 3 + 0) / 3), "the class that nobody is counts as 0"
+    assert f1_per_class(logits, labels, "abc") == pytest.approx({"a": 0.8, "b": 2 / 3, "c": 0.0})
+
+
+def test_logits_that_are_not_finite_are_no_parity():
+    with pytest.raises(ExportError, match="not finite"):
+        compare(np.zeros((1, 2)), np.array([[np.nan, 0.0]]), np.array([0]))
