@@ -157,6 +157,7 @@ def fit(
     augment = RandAugment(recipe.n_select)
     saved = _Checkpoints(checkpoints, model, ema, optimizer) if checkpoints else None
     history, best, best_state = saved.restore() if saved else ([], None, {})
+    scheduler.step_update(len(history) * steps)
     for epoch in range(len(history), recipe.epochs):
         if best and recipe.patience is not None and epoch - 1 - best.epoch >= recipe.patience:
             break

@@ -1,0 +1,122 @@
+"""The labelled images: counted, split, and refused where they are of no use."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import demo_data
+from pipeline.data import Index, scan, summary
+from pipeline.errors import PipelineError
+
+
+def fill(root, **folders):
+    """folders: path with __ for / -> how many images"""
+    for name, count in folders.items():
+        folder = root / name.replace("__", "/")
+        folder.mkdir(parents=True)
+        for i in range(count):
+            value = hash((name, i)) % 256
+            Image.new("RGB", (20, 20), (value, i, 30)).save(folder / f"{i:03d}.png")
+    return root
+
+
+GOOD = {"train__a": 6, "train__b": 4, "val__a": 2, "val__b": 2}
+
+
+def test_counts_per_split_and_class(tmp_path):
+    found = summary(scan(fill(tmp_path, **GOOD), 0))
+    assert found["counts"] == {"train": {"a": 6, "b": 4}, "val": {"a": 2, "b": 2}}
+    assert found["skipped"] == {}
+
+
+def test_bad_files_are_reported_and_skipped(tmp_path):
+    root = fill(tmp_path, **GOOD)
+    whole = (root / "train/a/000.png").read_bytes()
+    (root / "train/a/cut.png").write_bytes(whole[: len(whole) // 2])
+    (root / "train/a/text.jpg").write_text("no image")
+    index = scan(root, 0)
+    assert set(index.skipped) == {"train/a/cut.png", "train/a/text.jpg"}
+    assert index.counts()["train"]["a"] == 6
+
+
+def test_one_tree_is_split_stratified_by_the_seed(tmp_path):
+    root = fill(tmp_path, a=40, b=20)
+    index = scan(root, 1)
+    assert index.counts() == {"train": {"a": 28, "b": 14}, "val": {"a": 6, "b": 3}, "test": {"a": 6, "b": 3}}
+    assert index.hash == scan(root, 1).hash != scan(root, 2).hash
+    paths = [s.path for samples in index.splits.values() for s in samples]
+    assert len(paths) == len(set(paths)) == 60
+
+
+def test_the_hash_is_of_the_bytes_and_not_of_the_place(tmp_path):
+    a, b = (fill(tmp_path / x, **GOOD) for x in "ab")
+    assert scan(a, 0).hash == scan(b, 0).hash
+    Image.new("RGB", (20, 20), (9, 9, 9)).save(b / "train/a/000.png")
+    assert scan(a, 0).hash != scan(b, 0).hash
+
+
+def test_an_index_comes_back_from_its_file(tmp_path):
+    index = scan(fill(tmp_path / "x", **GOOD, test__a=1, test__b=1), 0)
+    index.save(tmp_path / "index.json")
+    assert Index.load(tmp_path / "index.json") == index
+    assert index.final_split == "test"
+
+
+REFUSED = {
+    "no folder": (None, "no such folder; give one with --set data.root=FOLDER"),
+    "no image": ({"train__a": 0, "train__b": 0, "val__a": 0, "val__b": 0}, "no image found"),
+    "one class": ({"train__a": 3, "val__a": 2}, r"found 1 class \(a\)"),
+    "an empty class": ({**GOOD, "val__b": 0}, "val: no readable image of class b"),
+    "another class list": ({**GOOD, "val__c": 2}, "val has c beside"),
+    "a class that val lacks": ({"train__a": 3, "train__b": 3, "val__a": 2}, "val lacks b"),
+    "no val": ({"train__a": 3, "train__b": 3}, r"has train/ but no val/"),
+    "too few to split": ({"a": 3, "b": 30}, "class a: 3 images cannot be split"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_tree_of_no_use_is_refused(case, tmp_path):
+    folders, text = REFUSED[case]
+    root = tmp_path / "none" if folders is None else fill(tmp_path, **folders)
+    with pytest.raises(PipelineError, match=text):
+        scan(root, 0)
+
+
+def test_the_demo_draws_the_same_bytes_for_a_seed():
+    a, b, c = (np.asarray(demo_data.draw("waves", np.random.default_rng([s, 0, 0, 0]))) for s in (1, 1, 2))
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demo") / "set"
+    demo_data.write(root, 0)
+    return scan(root, 0)
+
+
+def test_the_demo_is_imbalanced_whole_and_168_px(drawn):
+    assert drawn.counts() == demo_data.COUNTS
+    assert not drawn.skipped
+    assert Image.open(drawn.paths("val")[0]).size == (168, 168)
+
+
+def test_a_linear_model_on_pixels_stays_under_half(drawn):
+    from sklearn.linear_model import LogisticRegression
+
+    from export.parity import scores
+    from export.preprocess import Preprocess
+
+    def pixels(split):
+        return np.stack([Preprocess(32).load(p).ravel() / 255.0 for p in drawn.paths(split)])
+
+    for strength in (1e-3, 1.0):
+        model = LogisticRegression(C=strength, max_iter=300).fit(pixels("train"), drawn.labels("train"))
+        f1, _ = scores(model.decision_function(pixels("val")), np.array(drawn.labels("val")))
+        assert f1 < 0.5
+
+
+def test_real_photos(trashnet):
+    found = summary(scan(trashnet, 0))
+    assert {s: sum(c.values()) for s, c in found["counts"].items()} == {"train": 1765, "val": 378}
+    assert found["skipped"] == {}
