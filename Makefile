@@ -33,7 +33,6 @@ types: install
 
 bench: install
 	$(BIN)/python ci/bench/reject_cost.py
-	$(BIN)/python ci/bench/training_speed.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,12 +1,13 @@
 """Results for people, on stdout, with rich's tables."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-_console = Console(soft_wrap=True, highlight=False)
+_console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 

@@ -1,0 +1,71 @@
+"""What a rejected candidate costs, from trial to verdict, beside the same with torch's newer exporter (dynamo).
+
+`python ci/bench/reject_cost.py [--draws N]`. Random draws of the `cpu` space are built, exported, loaded and timed in all
+forms of this host against a limit that none keeps; the two exporters take turns. Table on screen, JSON beside this file.
+"""
+
+import argparse
+import io
+import json
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import optuna
+import torch
+
+from export.artifact import ModelCard
+from export.onnx_export import deployable
+from export.preprocess import Preprocess
+from latency.host import this_host
+from models.build import build, profile
+from models.space import SearchSpace
+from pipeline.measured import CandidateTimer, forms
+
+LIMIT_MS = 0.05
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--draws", type=int, default=12)
+    draws = parser.parse_args().draws
+    warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    space, host = SearchSpace.load("cpu"), this_host()
+    wanted = forms(("onnxruntime", "openvino"), ("f32", "bf16"), host, quantized=False)
+    ours, dynamo = [], []
+    with tempfile.TemporaryDirectory() as folder, CandidateTimer(Path(folder), host, wanted, 1, LIMIT_MS) as timer:
+        for i in range(draws + 1):  # the first one pays for imports and the start of the warm process
+            began = time.perf_counter()
+            spec = space.suggest(study.ask(), 6).spec
+            profile(spec)
+            card = ModelCard(tuple("abcdef"), 168, Preprocess(168), (127.5,) * 3, (127.5,) * 3, spec.hash)
+            timer.time(spec, card, seed=0)
+            whole = time.perf_counter() - began
+            began = time.perf_counter()
+            image = torch.zeros(2, 168, 168, 3, dtype=torch.uint8)
+            torch.onnx.export(deployable(build(spec, 0), card), (image,), io.BytesIO(), dynamo=True, verbose=False)
+            if i:
+                ours.append(whole)
+                dynamo.append(time.perf_counter() - began)
+    ratio = np.array(dynamo) / np.array(ours)
+    rows = {"a reject, all of it": ours, "the newer exporter alone": dynamo}
+    print(f"{draws} draws of `cpu`, {len(wanted)} forms each, on {host.cpu}")
+    for name, values in rows.items():
+        print(f"{name:28} median {np.median(values):.2f} s, {min(values):.2f} to {max(values):.2f} s")
+    print(
+        f"the newer exporter alone takes {np.median(ratio):.1f} times a whole reject ({ratio.min():.1f} to {ratio.max():.1f})"
+    )
+    record = {"seconds": rows, "ratio": ratio.tolist(), "host": host.as_dict()}
+    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
