@@ -63,15 +63,25 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return str(error), USAGE
     if isinstance(error, LatencyError | ExportError):
         return str(error), ENVIRONMENT
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or any(text in str(error) for text in ("No space left on device", "database or disk is full")):
-        where = getattr(error, "filename", None)
+    if (cause := _disk_full(error)) is not None:
+        where = getattr(cause, "filename", None)
         return (
             f"the disk is full{f' (writing {where})' if where else ''}; free some space, or give a --run-dir on "
             "another disk; what was finished is kept, the same command goes on from there"
         ), ENVIRONMENT
     if isinstance(error, MemoryError):
         return "out of memory; lower the batch sizes or the input size", ENVIRONMENT
+    return None
+
+
+def _disk_full(error: BaseException | None) -> BaseException | None:
+    """The full disk behind an error, through whatever libraries wrapped it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        if any(text in str(error) for text in ("No space left on device", "database or disk is full")):
+            return error
+        error = error.__cause__ or error.__context__
     return None
 
 

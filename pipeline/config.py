@@ -20,7 +20,8 @@ Precision = Literal["f32", "bf16", "int8"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    # Defaults are validated too: 60 and 60.0 would be one value and two hashes.
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True)
 
 
 class Data(Section):

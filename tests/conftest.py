@@ -46,3 +46,31 @@ def lite0_weights() -> Path:
     if not file.is_file():
         pytest.skip("needs the pretrained weights in ../shared/weights, which a clone does not have")
     return file
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A config that runs every stage in under a minute: 3 classes of the drawn set, 64 px, no limit to speak of."""
+    import numpy as np
+    import yaml
+
+    from pipeline import demo_data
+
+    folder = tmp_path_factory.mktemp("tiny")
+    for s, (split, count) in enumerate({"train": 16, "val": 6}.items()):
+        for k, kind in enumerate(("checks", "dots", "stripes")):
+            target = folder / "photos" / split / kind
+            target.mkdir(parents=True)
+            for i in range(count):
+                demo_data.draw(kind, np.random.default_rng([0, s, k, i])).save(target / f"{i}.jpg")
+    config = {
+        "data": {"root": str(folder / "photos")},
+        "latency": {"limit_ms": 1000, "processes": 7},
+        "search": {"trials": 2, "epochs": 1, "subset": 1.0, "input_sizes": [64]},
+        "select": {"f1_floor": 0.0, "input_size": None},
+        "teacher": {"name": "mobilenetv3_small_050", "weights": "none", "epochs": 2},
+        "distill": {"epochs": 2, "views": 2},
+        "quantize": {"max_f1_drop": 1.0},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    return folder / "tiny.yaml"

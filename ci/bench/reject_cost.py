@@ -1,7 +1,7 @@
 """What a rejected candidate costs, from trial to verdict, beside the same with torch's newer exporter (dynamo).
 
-`python ci/bench/reject_cost.py [--draws N]`. Random draws of the `cpu` space are built, exported, loaded and timed in all
-forms of this host against a limit that none keeps; the two exporters take turns. Table on screen, JSON beside this file.
+`python ci/bench/reject_cost.py [--draws N]`. Random draws of the `cpu` space are built, exported, loaded and timed in
+all forms of this host against a limit that none keeps; the two exporters take turns. Table on screen, JSON beside.
 """
 
 import argparse
@@ -60,9 +60,8 @@ def main() -> None:
     print(f"{draws} draws of `cpu`, {len(wanted)} forms each, on {host.cpu}")
     for name, values in rows.items():
         print(f"{name:28} median {np.median(values):.2f} s, {min(values):.2f} to {max(values):.2f} s")
-    print(
-        f"the newer exporter alone takes {np.median(ratio):.1f} times a whole reject ({ratio.min():.1f} to {ratio.max():.1f})"
-    )
+    spread = f"{ratio.min():.1f} to {ratio.max():.1f}"
+    print(f"the newer exporter alone takes {np.median(ratio):.1f} times a whole reject ({spread})")
     record = {"seconds": rows, "ratio": ratio.tolist(), "host": host.as_dict()}
     Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
 

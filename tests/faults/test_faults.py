@@ -1,0 +1,109 @@
+"""What goes wrong around a run: no network, weights of another network, two at once, a full disk, an interrupt."""
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import save_file
+
+from models import torchvision_ops
+from models.language import SpecError
+from models.teacher import build_teacher
+from tests.conftest import ROOT
+
+torchvision_ops.ensure()
+
+
+def test_a_hub_that_cannot_be_reached(cli, tmp_path):
+    code = (
+        "from models.teacher import build_teacher\n"
+        "try: build_teacher('mobilenetv3_small_050', 'hub', 3)\nexcept ConnectionError as error: print(error)"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=300)
+    assert "the weights of 'mobilenetv3_small_050' cannot be downloaded" in done.stdout, done.stderr[-2000:]
+    assert "--set teacher.weights=FILE.safetensors" in done.stdout
+
+
+def test_weights_of_another_network_name_the_keys(tmp_path):
+    import timm
+
+    save_file(timm.create_model("lcnet_050").state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(SpecError, match=r"does not fit mobilenetv3_small_050: \d+ keys missing \(.*unexpected"):
+        build_teacher("mobilenetv3_small_050", str(tmp_path / "other.safetensors"), 3)
+
+
+def test_a_head_of_another_size_is_replaced(tmp_path):
+    import timm
+
+    save_file(timm.create_model("mobilenetv3_small_050").state_dict(), tmp_path / "own.safetensors")
+    model, norm = build_teacher("mobilenetv3_small_050", str(tmp_path / "own.safetensors"), 3)
+    assert model.get_classifier().out_features == 3
+    assert norm.mean == pytest.approx(tuple(255 * m for m in model.pretrained_cfg["mean"]))
+
+
+def test_real_weights_bring_their_own_normalisation(lite0_weights):
+    _, norm = build_teacher("tf_efficientnet_lite0", str(lite0_weights), 6)
+    assert norm.mean == norm.std == (127.5, 127.5, 127.5)
+
+
+def test_a_second_run_on_the_same_folder_is_refused(cli, tiny, tmp_path):
+    with (tmp_path / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = cli("search", "-c", tiny, "--run-dir", tmp_path)
+    assert done.returncode == 4
+    assert f"{tmp_path}: another edgebuild is at work on this run folder" in done.stderr
+
+
+def test_a_run_folder_that_cannot_be_written(cli, tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = cli("search", "-c", tiny, "--run-dir", tmp_path / "file" / "run")
+    assert done.returncode == 4
+    assert "cannot be written" in done.stderr
+
+
+def start(*args):
+    return subprocess.Popen(
+        [sys.executable, "-m", "edgebuild", *map(str, args)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_one_line_and_code_130(tiny, tmp_path, sent):
+    process = start("search", "-c", tiny, "--run-dir", tmp_path / "r")
+    for line in process.stderr:
+        if line.startswith("search: begins"):
+            break
+    time.sleep(1)
+    process.send_signal(sent)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; what was finished is kept, the same command goes on from there" in rest
+    assert "Traceback" not in rest
+
+
+def can_mount() -> bool:
+    unshare = shutil.which("unshare")
+    return bool(unshare) and subprocess.run([unshare, "-rm", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="needs user namespaces to mount a small disk")
+@pytest.mark.parametrize("size", ["150k", "1m"])
+def test_a_full_disk_is_said_and_code_4(tiny, tmp_path, size):
+    """150 kB hold no study; 1 MB holds it and no decoded images."""
+    command = f"exec {sys.executable} -m edgebuild search -c {tiny} --run-dir {tmp_path}/r"
+    script = f"mount -t tmpfs -o size={size} tmpfs {tmp_path} && {command}"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 4, done.stderr
+    assert "the disk is full" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,113 @@
+"""The command line from outside: output, exit codes, and what a user reads when something is wrong."""
+
+import json
+
+import pytest
+import yaml
+
+from latency.worker import CONTROL
+from models.spec import ZOO
+
+
+def test_model_show_as_json_is_all_of_stdout(cli):
+    done = cli("model", "show", ZOO / "lineage_student.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert (shown["params"], shown["input_size"]) == (663_436, 168)
+    assert shown["macs"] == sum(layer["macs"] for layer in shown["layers"])
+    assert shown["hash"]
+
+
+def test_data_check(cli, tiny):
+    done = cli("data", "check", tiny.parent / "photos", "--json")
+    assert json.loads(done.stdout)["counts"]["train"] == {"checks": 16, "dots": 16, "stripes": 16}
+
+
+@pytest.mark.parametrize(("limit", "code", "verdict"), [("1000", 0, "pass"), ("0.0001", 1, "fail")])
+def test_gate_judges_any_file(cli, limit, code, verdict):
+    done = cli("gate", CONTROL, "--limit-ms", limit, "--processes", "7", "--json")
+    result = json.loads(done.stdout)
+    if result["verdict"] == "inconclusive":  # a busy machine: the third answer, with its own exit code
+        assert done.returncode == 3
+        assert "disturbed" in result["reasons"][0]
+    else:
+        assert (done.returncode, result["verdict"]) == (code, verdict)
+
+
+def test_too_few_processes_are_inconclusive(cli):
+    done = cli("gate", CONTROL, "--limit-ms", "1000", "--processes", "2")
+    assert done.returncode == 3
+    assert "verdict: inconclusive" in done.stdout
+
+
+REFUSED = {
+    "an unknown config": (["run", "-c", "dmeo"], 2, "config 'dmeo': no such file, and no shipped one of that name"),
+    "a missing data folder": (["run", "-c", "demo", "--set", "data.root=nowhere"], 2, "nowhere: no such folder"),
+    "a limit of zero": (["run", "-c", "demo", "--set", "latency.limit_ms=0"], 2, "latency.limit_ms: Input should be"),
+    "an unknown key": (["run", "-c", "demo", "--set", "serach.trials=1"], 2, "did you mean 'search'?"),
+    "no run folder": (["distill", "--run-dir", "none"], 2, "none: no run folder"),
+    "no config and no folder": (["search"], 2, "give -c CONFIG, or --run-dir"),
+    "a gate without a limit": (["gate", str(CONTROL)], 2, "--limit-ms: give the limit in milliseconds"),
+    "a gate of nothing": (["gate", "none.onnx", "--limit-ms", "1"], 2, "none.onnx: no such file"),
+    "a gate of no model": (["gate", __file__, "--limit-ms", "1"], 4, "no runtime for '.py' files"),
+    "an unknown teacher": (["run", "-c", "demo", "--set", "teacher.name=mobilenetv3_smal_050"], 2, "timm has no model"),
+    "missing weights": (
+        ["run", "-c", "demo", "--set", "teacher.weights=w.safetensors"],
+        2,
+        "w.safetensors: no such file",
+    ),
+    "a wrong model": (["model", "show", "cpu_smal"], 2, "did you mean 'cpu_small'?"),
+    "an unknown command": (["serach"], 2, "No such command 'serach'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(cli, case, tmp_path):
+    args, code, text = REFUSED[case]
+    done = cli(*args, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert text in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_a_space_that_cannot_meet_the_limit_fails_with_the_nearest_miss(cli, tiny, tmp_path):
+    limits = ["--set", "latency.limit_ms=0.02", "--set", "search.max_asked=4"]
+    done = cli("run", "-c", tiny, *limits, "--run-dir", tmp_path / "r", "--json")
+    assert done.returncode == 1, done.stderr
+    result = json.loads(done.stdout)
+    assert result == json.loads((tmp_path / "r/result.json").read_text())
+    assert (result["verdict"], result["model"]) == ("fail", None)
+    assert result["search"] == {"asked": 4, "rejected_untrained": 4, "trained": 0, "over_limit_trained": 0}
+    assert "the nearest of 4 measured candidates takes" in result["reasons"][0]
+    assert not (tmp_path / "r/study/trained").exists()
+
+    # more may be asked for: the study goes on where it was
+    done = cli("run", "-c", tiny, *limits[:2], "--set", "search.max_asked=6", "--run-dir", tmp_path / "r", "--json")
+    assert json.loads(done.stdout)["search"]["asked"] == 6
+    assert "trial 4:" in done.stderr
+    assert "trial 3:" not in done.stderr
+
+    # a limit that all keep: a new study, in which the graphs that were measured are not exported again
+    done = cli("distill", "--run-dir", tmp_path / "r")
+    assert done.returncode == 2
+    assert "distill: needs the stage select first: `edgebuild select --run-dir" in done.stderr
+
+
+def test_what_run_config_keeps_is_a_config(cli, tiny, tmp_path):
+    cli(
+        "search",
+        "-c",
+        tiny,
+        "--set",
+        "latency.limit_ms=0.02",
+        "--set",
+        "search.max_asked=1",
+        "--run-dir",
+        tmp_path / "r",
+    )
+    kept = yaml.safe_load((tmp_path / "r/config.yaml").read_text())
+    assert kept["latency"]["limit_ms"] == 0.02
+    done = cli("select", "--run-dir", tmp_path / "r")
+    assert done.returncode == 1
+    assert "no candidate keeps the limit" in done.stderr
