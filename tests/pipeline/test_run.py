@@ -80,7 +80,7 @@ def test_a_second_run_does_nothing_again(cli, tiny, finished):
 
 def test_a_changed_config_redoes_what_depends_on_it(cli, tiny, finished):
     folder, _ = finished
-    result = run(cli, tiny, folder, "--set", "distill.epochs=3")
+    result = run(cli, tiny, folder, "--set", "distill.temperature=1.0")
     assert skipped(result) == {"data", "search", "select", "teach"}
 
 
@@ -104,7 +104,7 @@ def test_another_host_times_again_and_trains_nothing_again(cli, tiny, finished):
         folder,
         "--json",
     ]
-    command += ["--set", "distill.epochs=3"]
+    command += ["--set", "distill.temperature=1.0"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode in (0, 3), done.stderr
     result = json.loads(done.stdout)
