@@ -4,19 +4,24 @@ Results go to stdout, everything else to stderr; with --json the result is one J
 """
 
 import contextlib
-import errno
-import functools
-import json
-import os
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import ENVIRONMENT, INTERRUPTED, USAGE, PipelineError
+from pipeline.cli_tools import data_app, latency_app, model_app, timing_target
+from pipeline.edge import (
+    ConfigOption,
+    JsonOption,
+    RunDirOption,
+    SetOption,
+    chatter_to_stderr,
+    emit,
+    guarded,
+    say,
+)
+from pipeline.errors import PipelineError
 
 app = typer.Typer(
     name="edgebuild",
@@ -25,117 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-model_app = typer.Typer(
-    no_args_is_help=True, help="Look at a model written in the model language.", rich_markup_mode=None
-)
-data_app = typer.Typer(no_args_is_help=True, help="Look at labelled images, or draw the demo's.", rich_markup_mode=None)
-latency_app = typer.Typer(no_args_is_help=True, help="Time exported files on this CPU.", rich_markup_mode=None)
 app.add_typer(model_app, name="model")
 app.add_typer(data_app, name="data")
 app.add_typer(latency_app, name="latency")
-
-ConfigOption = Annotated[
-    str | None, typer.Option("--config", "-c", help="A build.yaml, or the name of a shipped config.", metavar="CONFIG")
-]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Set a config key; may be repeated.", metavar="KEY=VALUE")
-]
-RunDirOption = Annotated[
-    Path | None, typer.Option("--run-dir", help="The run folder; default runs/CONFIG.", metavar="FOLDER")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
-# --- the edge --------------------------------------------------------------------------------------------------------
-
-
-def explain(error: BaseException) -> tuple[str, int] | None:
-    """(what to tell the user, exit code) for an error that is expected; None for one that keeps its traceback."""
-    from export.errors import ExportError
-    from latency.errors import LatencyError
-    from models.language import SpecError
-
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted; what was finished is kept, the same command goes on from there", INTERRUPTED
-    if isinstance(error, PipelineError):
-        return str(error), error.exit_code
-    if isinstance(error, SpecError):
-        return str(error), USAGE
-    if isinstance(error, LatencyError | ExportError):
-        return str(error), ENVIRONMENT
-    if (cause := _disk_full(error)) is not None:
-        where = getattr(cause, "filename", None)
-        return (
-            f"the disk is full{f' (writing {where})' if where else ''}; free some space, or give a --run-dir on "
-            "another disk; what was finished is kept, the same command goes on from there"
-        ), ENVIRONMENT
-    if isinstance(error, MemoryError):
-        return "out of memory; lower the batch sizes or the input size", ENVIRONMENT
-    return None
-
-
-def _disk_full(error: BaseException | None) -> BaseException | None:
-    """The full disk behind an error, through whatever libraries wrapped it."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return error
-        if any(text in str(error) for text in ("No space left on device", "database or disk is full")):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
-    """The one handler: our own errors become a message and an exit code, anything else keeps its traceback."""
-
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            code = command(*args, **kwargs)
-        except typer.Exit:
-            raise
-        except BaseException as error:
-            known = explain(error)
-            if known is None:
-                raise
-            typer.echo(f"edgebuild: {known[0]}", err=True)
-            raise typer.Exit(known[1]) from None
-        raise typer.Exit(code or 0)
-
-    return wrapper
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-@contextlib.contextmanager
-def chatter_to_stderr() -> Iterator[None]:
-    """Libraries print; stdout is for the result. Also below Python, where C++ prints."""
-    sys.stdout.flush()
-    saved = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(saved, 1)
-        os.close(saved)
-
-
-def emit(result: Any, as_json: bool, text: Callable[[], None]) -> None:
-    if as_json:
-        typer.echo(json.dumps(result, indent=2))
-    else:
-        text()
-
-
-# --- the whole job and its stages ------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -335,7 +232,7 @@ def gate_command(
 
     from latency.gate import gate
 
-    verdict, measurement = gate(_target(file, runtime, precision, threads), limit_ms, processes)
+    verdict, measurement = gate(timing_target(file, runtime, precision, threads), limit_ms, processes)
     measured = measurement.summary()
     result = {
         "verdict": verdict.verdict,
@@ -362,110 +259,6 @@ _stage_command(
     Example: edgebuild bundle --run-dir runs/build
     """,
 )
-
-
-# --- tools -----------------------------------------------------------------------------------------------------------
-
-
-def _target(file: Path, runtime: str | None, precision: str, threads: int) -> Any:
-    from latency.records import Target
-    from latency.runners import runtime_of
-
-    if not file.is_file():
-        raise PipelineError(f"{file}: no such file; give an exported .onnx or .xml")
-    return Target.of(file, runtime or runtime_of(file), precision, threads)
-
-
-@latency_app.command("measure")
-@guarded
-def measure_command(
-    files: Annotated[list[Path], typer.Argument(help="Exported files; several are timed in turn.")],
-    runtime: Annotated[str | None, typer.Option(help="onnxruntime or openvino; default by the suffix.")] = None,
-    precision: Annotated[str, typer.Option(help="f32, bf16 or int8 (a quantized file as it is).")] = "f32",
-    threads: Annotated[int, typer.Option(min=1)] = 1,
-    processes: Annotated[int, typer.Option(min=1)] = 9,
-    as_json: JsonOption = False,
-) -> int:
-    """Time files in fresh processes, in turn.
-
-    Example: edgebuild latency measure a.onnx b.onnx --processes 9
-    """
-    from latency.measure import measure
-    from pipeline.show import show_measurements
-
-    found = measure([_target(f, runtime, precision, threads) for f in files], processes)
-    result = {"measurements": [m.as_dict() for m in found], "host": found[0].host}
-    emit(result, as_json, lambda: show_measurements(result))
-    return 0
-
-
-@model_app.command("show")
-@guarded
-def model_show(
-    file: Annotated[str, typer.Argument(help="A model YAML, a student.yaml, or a name of the zoo.")],
-    as_json: JsonOption = False,
-) -> int:
-    """Layers with shapes, parameters and MACs.
-
-    Example: edgebuild model show mobilenetv3_small
-    """
-    from models.spec import ModelSpec
-
-    spec = ModelSpec.load(file)
-    from models.build import profile
-    from pipeline.show import show_model
-
-    result = profile(spec).as_dict()
-    emit(result, as_json, lambda: show_model(result))
-    return 0
-
-
-@data_app.command("check")
-@guarded
-def data_check(
-    root: Annotated[Path | None, typer.Argument(help="A folder of images; default data.root of the config.")] = None,
-    config: ConfigOption = None,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Count classes per split and find files that cannot be read.
-
-    Example: edgebuild data check photos
-    """
-    from pipeline.data import scan, summary
-    from pipeline.show import show_data
-
-    seed = 0
-    if root is None:
-        if config is None:
-            raise PipelineError("give a folder, or -c CONFIG with data.root")
-        from pipeline.config import load_config
-
-        build = load_config(config, overrides)
-        root, seed = Path(build.data.root), build.seed
-    result = summary(scan(root, seed))
-    emit(result, as_json, lambda: show_data(result))
-    return 0
-
-
-@data_app.command("demo")
-@guarded
-def data_demo(
-    folder: Annotated[Path, typer.Argument(help="Where to draw it.")],
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    as_json: JsonOption = False,
-) -> int:
-    """Draw the demo's images: six kinds of texture, for trying the tool.
-
-    Example: edgebuild data demo /tmp/demo
-    """
-    from pipeline import demo_data
-
-    if folder.exists():
-        raise PipelineError(f"{folder}: exists already; give a new folder")
-    demo_data.write(folder, seed)
-    emit({"folder": str(folder), "counts": demo_data.COUNTS}, as_json, lambda: typer.echo(str(folder)))
-    return 0
 
 
 def main() -> None:

@@ -32,20 +32,20 @@ def cli() -> Cli:
     return run
 
 
+def shared(path: str) -> Path:
+    if not (SHARED / path).exists():
+        pytest.skip(f"needs ../shared/{path}, which a clone does not have")
+    return SHARED / path
+
+
 @pytest.fixture(scope="session")
 def trashnet() -> Path:
-    folder = SHARED / "data" / "trashnet"
-    if not folder.is_dir():
-        pytest.skip("needs the TrashNet photos in ../shared/data/trashnet, which a clone does not have")
-    return folder
+    return shared("data/trashnet")
 
 
 @pytest.fixture(scope="session")
 def lite0_weights() -> Path:
-    file = SHARED / "weights" / "tf_efficientnet_lite0.safetensors"
-    if not file.is_file():
-        pytest.skip("needs the pretrained weights in ../shared/weights, which a clone does not have")
-    return file
+    return shared("weights/tf_efficientnet_lite0.safetensors")
 
 
 @pytest.fixture(scope="session")

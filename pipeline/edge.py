@@ -1,0 +1,113 @@
+"""The edge of the command line: options that commands share, output, and errors as messages and exit codes."""
+
+import contextlib
+import errno
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import ENVIRONMENT, INTERRUPTED, USAGE, PipelineError
+
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", "-c", help="A build.yaml, or the name of a shipped config.", metavar="CONFIG")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Set a config key; may be repeated.", metavar="KEY=VALUE")
+]
+RunDirOption = Annotated[
+    Path | None, typer.Option("--run-dir", help="The run folder; default runs/CONFIG.", metavar="FOLDER")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def explain(error: BaseException) -> tuple[str, int] | None:
+    """(what to tell the user, exit code) for an error that is expected; None for one that keeps its traceback."""
+    from export.errors import ExportError
+    from latency.errors import LatencyError
+    from models.language import SpecError
+
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; what was finished is kept, the same command goes on from there", INTERRUPTED
+    if isinstance(error, PipelineError):
+        return str(error), error.exit_code
+    if isinstance(error, SpecError):
+        return str(error), USAGE
+    if isinstance(error, LatencyError | ExportError):
+        return str(error), ENVIRONMENT
+    if (cause := _disk_full(error)) is not None:
+        where = getattr(cause, "filename", None)
+        return (
+            f"the disk is full{f' (writing {where})' if where else ''}; free some space, or give a --run-dir on "
+            "another disk; what was finished is kept, the same command goes on from there"
+        ), ENVIRONMENT
+    if isinstance(error, MemoryError):
+        return "out of memory; lower the batch sizes or the input size", ENVIRONMENT
+    return None
+
+
+def _disk_full(error: BaseException | None) -> BaseException | None:
+    """The full disk behind an error, through whatever libraries wrapped it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        if any(text in str(error) for text in ("No space left on device", "database or disk is full")):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
+    """The one handler: our own errors become a message and an exit code, anything else keeps its traceback."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            code = command(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except BaseException as error:
+            known = explain(error)
+            if known is None:
+                raise
+            typer.echo(f"edgebuild: {known[0]}", err=True)
+            raise typer.Exit(known[1]) from None
+        raise typer.Exit(code or 0)
+
+    return wrapper
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def chatter_to_stderr() -> Iterator[None]:
+    """Libraries print; stdout is for the result. Also below Python, where C++ prints."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def emit(result: Any, as_json: bool, text: Callable[[], None]) -> None:
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        text()
