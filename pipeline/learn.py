@@ -356,9 +356,11 @@ def _finish(work: Path, result: Fit) -> dict[str, Any]:
 
 
 def check_before(run: Run) -> None:
-    """What can be refused before hours are spent: the teacher's name and weights."""
+    """What can be refused before hours are spent: a teacher that timm lacks, weights that are missing or do not fit."""
     check_name(run.config.teacher.name)
     check_weights(run.config.teacher.weights)
+    if run.manifest("teach") is None:  # a download is kept in the hub's cache, so nothing is fetched twice
+        _build_teacher(run, 2, run.config.teacher.weights)
 
 
 DATA = Stage("data", (), _data_inputs, _data)

@@ -175,7 +175,7 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
     outputs = {a: logits_of(a, images) for a in artifacts}
     parities = {a: compare(reference, outputs[a], labels) for a in artifacts}
     _check_f32(parities, reference)
-    run.say(f"verify: {len(artifacts)} files agree with torch as they should; timing them in turn")
+    run.say(f"verify: the f32 files agree with torch; timing {len(artifacts)} forms in turn")
     targets = {a: a.target(run.config.latency.threads) for a in artifacts}
     timed = dict(zip(artifacts, measure(targets.values(), _RACE_PROCESSES, _RACE_PLAN), strict=True))
     floor = torch_f1 - run.config.quantize.max_f1_drop

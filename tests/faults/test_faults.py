@@ -19,15 +19,25 @@ from tests.conftest import ROOT
 torchvision_ops.ensure()
 
 
-def test_a_hub_that_cannot_be_reached(cli, tmp_path):
-    code = (
-        "from models.teacher import build_teacher\n"
-        "try: build_teacher('mobilenetv3_small_050', 'hub', 3)\nexcept ConnectionError as error: print(error)"
-    )
-    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=300)
-    assert "the weights of 'mobilenetv3_small_050' cannot be downloaded" in done.stdout, done.stderr[-2000:]
-    assert "--set teacher.weights=FILE.safetensors" in done.stdout
+def test_a_hub_that_cannot_be_reached_is_said_before_anything_is_searched(cli, tiny, tmp_path):
+    env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    done = cli("run", "-c", tiny, "--set", "teacher.weights=hub", "--run-dir", tmp_path / "r", env=env)
+    assert done.returncode == 4, done.stderr
+    assert "the weights of 'mobilenetv3_small_050' cannot be downloaded" in done.stderr
+    assert "--set teacher.weights=FILE.safetensors" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "search: begins" not in done.stderr
+
+
+def test_weights_that_do_not_fit_are_said_before_anything_is_searched(cli, tiny, tmp_path):
+    import timm
+
+    save_file(timm.create_model("lcnet_050").state_dict(), tmp_path / "other.safetensors")
+    weights = f"teacher.weights={tmp_path / 'other.safetensors'}"
+    done = cli("run", "-c", tiny, "--set", weights, "--run-dir", tmp_path / "r")
+    assert done.returncode == 2, done.stderr
+    assert "does not fit mobilenetv3_small_050" in done.stderr
+    assert "search: begins" not in done.stderr
 
 
 def test_weights_of_another_network_name_the_keys(tmp_path):

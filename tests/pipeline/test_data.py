@@ -116,6 +116,26 @@ def test_a_linear_model_on_pixels_stays_under_half(drawn):
         assert f1 < 0.5
 
 
+@pytest.mark.slow
+def test_a_small_network_passes_four_fifths_on_the_demo(drawn, tmp_path):
+    from export.preprocess import Preprocess
+    from models.build import build
+    from models.spec import ModelSpec
+    from pipeline.images import decoded, train_size
+    from pipeline.train import Arrays, Recipe, fit
+
+    arrays = Arrays(
+        decoded(drawn, "train", Preprocess(train_size(168)), tmp_path),
+        np.array(drawn.labels("train")),
+        decoded(drawn, "val", Preprocess(168), tmp_path),
+        np.array(drawn.labels("val")),
+        (127.5,) * 3,
+        (127.5,) * 3,
+    )
+    recipe = Recipe(epochs=12, optimizer="adamw", learning_rate=4e-3, batch=16)
+    assert fit(build(ModelSpec.load("cpu_small"), 0), arrays, recipe, 0, 6).best.f1_macro > 0.8
+
+
 def test_real_photos(trashnet):
     found = summary(scan(trashnet, 0))
     assert {s: sum(c.values()) for s, c in found["counts"].items()} == {"train": 1765, "val": 378}
