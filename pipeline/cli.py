@@ -169,17 +169,23 @@ def export_command(
     Examples: edgebuild export --format onnx --run-dir runs/build;
     edgebuild export --format onnx,openvino --checkpoint student.safetensors -o out
     """
+    from pipeline.ship import FORMATS, export_formats, load_checkpoint, parse_formats, restore
     from pipeline.show import show_summary
 
+    wanted = parse_formats(formats)
     if checkpoint is None:
-        _run_stage("export", config, overrides, run_dir, as_json)
-        return 0
-    from pipeline.ship import export_formats, load_checkpoint, restore
+        from pipeline.run import run_one
 
-    with chatter_to_stderr():
-        spec, card, state = load_checkpoint(checkpoint, model)
-        wanted = tuple(f.strip() for f in formats.split(",") if f.strip())
-        files = export_formats(restore(spec, state, checkpoint), card, wanted, output)
+        with _opened(config, overrides, run_dir, default=None) as run:
+            run_one("export", run)
+            files = [run.file("export", FORMATS[name]) for name in wanted]
+        missing = [f.name for f in files if not f.is_file()]
+        if missing:
+            raise PipelineError(f"--format: {', '.join(missing)}: latency.runtimes of this run leaves that runtime out")
+    else:
+        with chatter_to_stderr():
+            spec, card, state = load_checkpoint(checkpoint, model)
+            files = export_formats(restore(spec, state, checkpoint), card, wanted, output)
     result = {"files": {str(f): f.stat().st_size for f in files}}
     emit(result, as_json, lambda: show_summary(result))
     return 0

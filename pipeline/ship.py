@@ -72,16 +72,25 @@ def restore(spec: ModelSpec, state: State, source: Path) -> torch.nn.Module:
     return model.eval()
 
 
-def export_formats(model: torch.nn.Module, card: ModelCard, formats: tuple[str, ...], folder: Path) -> list[Path]:
-    """ONNX, and OpenVINO IR made from it. formats: of onnx, openvino."""
-    known = ("onnx", "openvino")
-    unknown = [f for f in formats if f not in known]
-    if unknown or not formats:
+FORMATS = {"onnx": "model.onnx", "openvino": "model.xml"}
+"""Format -> the file it is written to."""
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """Names separated by commas. Raises PipelineError naming the known ones."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown or not names:
         raise PipelineError(
-            f"--format {','.join(unknown) or 'nothing'}: expected some of {', '.join(known)}, separated by commas"
+            f"--format {','.join(unknown) or 'nothing'}: expected some of {', '.join(FORMATS)}, separated by commas"
         )
+    return names
+
+
+def export_formats(model: torch.nn.Module, card: ModelCard, formats: tuple[str, ...], folder: Path) -> list[Path]:
+    """ONNX, and OpenVINO IR made from it. formats: keys of FORMATS."""
     folder.mkdir(parents=True, exist_ok=True)
-    onnx_file, ir_file = folder / "model.onnx", folder / "model.xml"
+    onnx_file, ir_file = (folder / FORMATS[name] for name in ("onnx", "openvino"))
     export_onnx(model, card, onnx_file)
     written = [onnx_file]
     if "openvino" in formats:

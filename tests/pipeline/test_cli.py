@@ -57,6 +57,12 @@ REFUSED = {
         "w.safetensors: no such file",
     ),
     "a wrong model": (["model", "show", "cpu_smal"], 2, "did you mean 'cpu_small'?"),
+    "an unknown format": (["export", "--format", "onx", "--run-dir", "r"], 2, "--format onx: expected some of onnx"),
+    "a checkpoint of nothing": (
+        ["export", "--checkpoint", "none.safetensors"],
+        2,
+        "none.safetensors: no such checkpoint",
+    ),
     "an unknown command": (["serach"], 2, "No such command 'serach'"),
 }
 

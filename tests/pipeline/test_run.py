@@ -74,6 +74,20 @@ def test_the_bundle_alone_gives_the_recorded_f1(finished, tiny, tmp_path):
     assert f1 == pytest.approx(result["quality"]["f1_macro"])
 
 
+def test_the_student_exports_alone_to_the_bytes_of_the_run(cli, finished, tmp_path):
+    folder, _ = finished
+    checkpoint = folder / "distill/student.safetensors"
+    done = cli("export", "--format", "onnx,openvino", "--checkpoint", checkpoint, "-o", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["files"]) == {str(tmp_path / "out" / f) for f in ("model.onnx", "model.xml")}
+    assert (tmp_path / "out/model.onnx").read_bytes() == (folder / "export/model.onnx").read_bytes()
+    done = cli("export", "--format", "onnx", "--run-dir", folder, "--json")
+    assert set(json.loads(done.stdout)["files"]) == {str(folder / "export/model.onnx")}
+    done = cli("export", "--checkpoint", checkpoint, "--model", "cpu_small", "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert "does not fit" in done.stderr
+
+
 def test_a_second_run_does_nothing_again(cli, tiny, finished):
     assert skipped(run(cli, tiny, finished[0])) == set(STAGES)
 
