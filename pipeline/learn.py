@@ -26,8 +26,8 @@ from pipeline.choose import Row, Rule, choose, pareto
 from pipeline.data import Index, list_files, scan
 from pipeline.data import summary as data_summary
 from pipeline.errors import EnvironmentProblem, NoCandidate
+from pipeline.files import write_json
 from pipeline.images import Views, crop, decoded, train_size
-from pipeline.measured import write_json
 from pipeline.search import PIXEL_MEAN, PIXEL_STD, Search, nearest_miss, run_search
 from pipeline.stages import Run, Stage
 from pipeline.train import (

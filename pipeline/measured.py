@@ -18,6 +18,7 @@ from models.build import build
 from models.spec import ModelSpec
 from pipeline import FORMAT
 from pipeline.errors import PipelineError
+from pipeline.files import write_json
 
 _PLAN = Plan(samples=150, seconds=0.4, warmup_seconds=0.3)
 _CONTROL_PLAN = Plan(samples=400, seconds=1.0)
@@ -126,10 +127,3 @@ class CandidateTimer:
             write_json(path, {"p50_ms": percentile(run.samples_ms, 50), "format": FORMAT})
         p50_ms: float = json.loads(path.read_text())["p50_ms"]
         return p50_ms
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)

@@ -4,7 +4,7 @@ from typing import Any
 
 from pipeline import FORMAT, learn, ship
 from pipeline.errors import FAILED_GATE, INCONCLUSIVE, PASS, NoCandidate, PipelineError
-from pipeline.measured import write_json
+from pipeline.files import write_json
 from pipeline.stages import Done, Run, Stage, current, perform
 
 STAGES: tuple[Stage, ...] = (

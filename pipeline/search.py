@@ -30,7 +30,8 @@ from models.space import Candidate, SearchSpace
 from pipeline.config import BuildConfig
 from pipeline.data import Index
 from pipeline.errors import EnvironmentProblem, PipelineError
-from pipeline.measured import CandidateTimer, forms, write_json
+from pipeline.files import write_json
+from pipeline.measured import CandidateTimer, forms
 from pipeline.train import Arrays, Recipe, fit
 
 PIXEL_MEAN = PIXEL_STD = (127.5, 127.5, 127.5)

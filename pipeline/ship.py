@@ -24,9 +24,10 @@ from models.build import build, profile
 from models.spec import ModelSpec
 from pipeline import FORMAT
 from pipeline.errors import PipelineError
+from pipeline.files import write_json
 from pipeline.images import decoded
 from pipeline.learn import load_index
-from pipeline.measured import forms, write_json
+from pipeline.measured import forms
 from pipeline.score import score
 from pipeline.stages import Run, Stage
 from pipeline.train import State, read_tensors

@@ -27,6 +27,7 @@ from latency.host import Host, this_host
 from pipeline import FORMAT
 from pipeline.config import BuildConfig, check_config
 from pipeline.errors import EnvironmentProblem, PipelineError
+from pipeline.files import write_json, write_text
 
 MANIFEST = "manifest.json"
 _VERSIONS = ("edgebuild", "torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "optuna", "numpy")
@@ -117,7 +118,7 @@ def open_run(folder: Path, config: BuildConfig, say: Say) -> Iterator[Run]:
             raise EnvironmentProblem(
                 f"{folder}: another edgebuild is at work on this run folder; wait for it, or give another --run-dir"
             ) from error
-        _write_whole(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         yield Run(folder, config, say)
     finally:
         os.close(descriptor)
@@ -180,7 +181,7 @@ def perform(stage: Stage, run: Run) -> Done:
         "seconds": seconds,
         "summary": summary,
     }
-    _write_whole(work / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    write_json(work / MANIFEST, manifest)
     _replace_folder(work, run.folder / stage.name)
     run.say(f"{stage.name}: done in {seconds:.1f} s")
     return Done(stage.name, seconds, False, summary)
@@ -204,9 +205,3 @@ def _replace_folder(source: Path, target: Path) -> None:
         target.rename(aside)
     source.rename(target)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from export.parity import scores
 from latency.lock import timing_lock
 from models import torchvision_ops
+from pipeline.files import write_json
 from pipeline.images import RandAugment, Views, crop
 
 torchvision_ops.ensure()
@@ -223,9 +224,7 @@ class _Checkpoints:
             assert best is not None
             save_file(best_state, self._folder / f"best-{best.epoch}.safetensors")
         record = {"history": [asdict(e) for e in history], "best": best and asdict(best)}
-        partial = self._state.with_suffix(".partial")
-        partial.write_text(json.dumps(record))
-        partial.replace(self._state)
+        write_json(self._state, record)
         keep = {last.name, f"best-{best.epoch}.safetensors" if best else ""}
         for file in self._folder.glob("*.safetensors"):
             if file.name not in keep:
