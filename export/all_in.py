@@ -4,7 +4,6 @@ Run as `python -P -m export.all_in`: one request (JSON) on stdin, one answer on 
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,11 +18,11 @@ from export.artifact import Artifact
 from export.errors import ExportError
 from export.preprocess import Preprocess
 from latency.lock import timing_lock
+from latency.measure import own_process
 from latency.runners import open_session
 
 IMAGES = 100
 PROCESSES = 5
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,16 @@ def measure_all_in(artifact: Artifact, preprocess: Preprocess, paths: Sequence[P
         "preprocess": preprocess.as_dict(),
         "images": [str(p) for p in paths[:IMAGES]],
     }
+    command, environment = own_process("export.all_in")
     answers = []
     with timing_lock():
         for _ in range(PROCESSES):
             done = subprocess.run(
-                [sys.executable, "-P", "-m", "export.all_in"],
+                command,
                 input=json.dumps(request),
                 capture_output=True,
                 text=True,
-                env=os.environ | {"PYTHONPATH": str(_ROOT), "PYTHONWARNINGS": "ignore"},
+                env=environment,
             )
             if done.returncode:
                 raise ExportError(f"{artifact.path}: the all-in timing died: {done.stderr.strip().splitlines()[-1:]}")

@@ -23,6 +23,12 @@ _TIMEOUT_S = 120.0
 """A process that has not answered by then hangs; loading and 1 s of samples take a few seconds."""
 
 
+def own_process(module: str) -> tuple[list[str], dict[str, str]]:
+    """(command, environment) that runs a module of ours in a fresh process, whatever folder it is started in."""
+    environment = os.environ | {"PYTHONPATH": str(_ROOT), "PYTHONWARNINGS": "ignore"}
+    return [sys.executable, "-P", "-m", module], environment
+
+
 def measure(
     targets: Iterable[Target],
     processes: int,
@@ -54,13 +60,12 @@ def extend(measurement: Measurement, more: Measurement) -> Measurement:
 
 
 class Worker:
-    """A process of `latency.worker`. Fresh for one request, or kept warm for many (`stay`)."""
+    """A process of `latency.worker`, for one request, or for many (`stay`), whose chatter then nobody would read."""
 
     def __init__(self, stay: bool = False) -> None:
-        self._stay = stay
-        environment = os.environ | {"PYTHONPATH": str(_ROOT), "PYTHONWARNINGS": "ignore"}
+        command, environment = own_process("latency.worker")
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "latency.worker"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if not stay else subprocess.DEVNULL,
@@ -89,7 +94,7 @@ class Worker:
 
     def time(self, target: Target, plan: Plan) -> ProcessRun:
         """Raises LatencyError where the file cannot be timed, or the process dies or hangs."""
-        request = {**asdict(target), "plan": asdict(plan), "stay": self._stay}
+        request = {**asdict(target), "plan": asdict(plan)}
         answer = json.loads(self._ask(json.dumps(request), target.path))
         if "error" in answer:
             raise LatencyError(answer["error"])

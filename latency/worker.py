@@ -35,8 +35,8 @@ def random_input(session: Session) -> np.ndarray:
     return rng.standard_normal(session.shape).astype(np.float32)
 
 
-def run(request: dict[str, Any], control: Session | None = None) -> ProcessRun:
-    """Load, first inference, warm-up, samples; then the control."""
+def run(request: dict[str, Any], controls: dict[tuple[str, int], Session]) -> ProcessRun:
+    """Load, first inference, warm-up, samples; then the control of that runtime and threads, kept in `controls`."""
     plan = Plan(**request["plan"])
     start = time.perf_counter_ns()
     session = open_session(Path(request["path"]), request["runtime"], request["precision"], request["threads"])
@@ -48,7 +48,10 @@ def run(request: dict[str, Any], control: Session | None = None) -> ProcessRun:
         samples = collect(lambda: session.infer(images), plan)
     except Exception as error:  # a runtime may fail at the first inference in its own words
         raise LatencyError(f"{request['path']}: {request['runtime']} failed while running it: {error}") from error
-    control = control or load_control(request["runtime"], request["threads"])
+    key = (request["runtime"], request["threads"])
+    if key not in controls:
+        controls[key] = open_session(CONTROL, request["runtime"], "f32", request["threads"])
+    control = controls[key]
     control_input = random_input(control)
     warm_up(lambda: control.infer(control_input), _CONTROL_PLAN)
     control_samples = collect(lambda: control.infer(control_input), _CONTROL_PLAN)
@@ -62,10 +65,6 @@ def run(request: dict[str, Any], control: Session | None = None) -> ProcessRun:
         effective_precision=session.effective_precision,
         settings=session.settings,
     )
-
-
-def load_control(runtime: str, threads: int) -> Session:
-    return open_session(CONTROL, runtime, "f32", threads)
 
 
 @contextlib.contextmanager
@@ -84,10 +83,7 @@ def main() -> None:
         for line in sys.stdin:
             request = json.loads(line)
             try:
-                answer = asdict(run(request, controls.get((request["runtime"], request["threads"]))))
-                key = (request["runtime"], request["threads"])
-                if request.get("stay") and key not in controls:
-                    controls[key] = load_control(*key)
+                answer = asdict(run(request, controls))
             except LatencyError as error:
                 answer = {"error": str(error)}
             answers.write(json.dumps(answer) + "\n")

@@ -5,6 +5,8 @@ for each name in BLOCKS; a test holds the two in step.
 """
 
 import difflib
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -145,3 +147,8 @@ def scale_channels(channels: float) -> int:
 
 def scale_repeat(repeat: int, depth_multiple: float) -> int:
     return max(round(repeat * depth_multiple), 1) if repeat > 1 else repeat
+
+
+def canonical_hash(value: Any) -> str:
+    """sha256 of a value's JSON, whatever the order of its keys, in 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

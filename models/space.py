@@ -22,8 +22,6 @@ makes it 2 where n modules before had stride 2. `Pass` leaves the module out. In
 classes.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +29,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from models.language import BLOCKS, SpecError, nearest
+from models.language import BLOCKS, SpecError, canonical_hash, nearest
 from models.spec import ModelSpec, find_yaml
 
 SPACES = Path(__file__).parent / "spaces"
@@ -89,7 +87,7 @@ class SearchSpace:
 
     @property
     def hash(self) -> str:
-        return hashlib.sha256(json.dumps(self.document, sort_keys=True).encode()).hexdigest()[:16]
+        return canonical_hash(self.document)
 
     @property
     def flat(self) -> bool:

@@ -14,8 +14,6 @@ repeat, channels and stride and gives the units that will be built, one by one; 
 YAML texts that round to the same network have the same hash.
 """
 
-import hashlib
-import json
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +22,17 @@ from typing import Any
 
 import yaml
 
-from models.language import ACTIVATIONS, BLOCKS, KINDS, Block, SpecError, nearest, scale_channels, scale_repeat
+from models.language import (
+    ACTIVATIONS,
+    BLOCKS,
+    KINDS,
+    Block,
+    SpecError,
+    canonical_hash,
+    nearest,
+    scale_channels,
+    scale_repeat,
+)
 
 ZOO = Path(__file__).parent / "zoo"
 _KEYS = ("input_channel", "INPUT_SIZE", "depth_multiple", "width_multiple", "backbone")
@@ -121,7 +129,7 @@ class ModelSpec:
     def hash(self) -> str:
         """Identity of the network: sha256 of what is built, without the input size, in 16 hexadecimal digits."""
         units = [[u.module, u.in_channels, u.out_channels, u.args] for u in self.units]
-        return hashlib.sha256(json.dumps(units, sort_keys=True).encode()).hexdigest()[:16]
+        return canonical_hash(units)
 
     def with_classes(self, classes: int) -> "ModelSpec":
         """The same network with `classes` outputs: the last layer, FixedConv or Linear, is given that many."""

@@ -41,21 +41,17 @@ def _opened(config: str | None, overrides: list[str] | None, folder: Path | None
     from pipeline.config import check_config, config_name, load_config, override
     from pipeline.stages import open_run, run_config
 
-    if config is None and folder is not None and (folder / "config.yaml").is_file():
+    if config is None and folder is None and default is None:
+        raise PipelineError("give -c CONFIG, or --run-dir of a run that was begun")
+    if config is None and folder is not None and ((folder / "config.yaml").is_file() or default is None):
         document = run_config(folder)
         for text in overrides or []:
             override(document, text)
         build = check_config(document, str(folder / "config.yaml"))
-    elif config is not None or default is not None:
-        name = config or default
-        assert name is not None
+    else:
+        name = config or default or ""
         build = load_config(name, overrides)
         folder = folder or Path("runs") / config_name(name)
-    elif folder is not None:
-        run_config(folder)
-        raise AssertionError("run_config refuses a folder without a config")
-    else:
-        raise PipelineError("give -c CONFIG, or --run-dir of a run that was begun")
     with chatter_to_stderr(), open_run(folder, build, say) as run:
         yield run
 
@@ -169,7 +165,8 @@ def export_command(
     Examples: edgebuild export --format onnx --run-dir runs/build;
     edgebuild export --format onnx,openvino --checkpoint student.safetensors -o out
     """
-    from pipeline.ship import FORMATS, export_formats, load_checkpoint, parse_formats, restore
+    from pipeline.checkpoint import load_checkpoint, restore
+    from pipeline.ship import FORMATS, export_formats, parse_formats
     from pipeline.show import show_summary
 
     wanted = parse_formats(formats)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from export.preprocess import SUFFIXES, ImageError, Preprocess
+from models.language import canonical_hash
 from pipeline import FORMAT
 from pipeline.errors import PipelineError
 
@@ -43,7 +44,7 @@ class Index:
     def hash(self) -> str:
         """Of the images' bytes, labels and splits; where they lie does not matter."""
         what = [self.classes, {s: [(x.label, x.sha256) for x in v] for s, v in self.splits.items()}]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        return canonical_hash(what)
 
     @property
     def final_split(self) -> str:
@@ -58,10 +59,8 @@ class Index:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """split -> class -> images."""
-        return {
-            split: {c: n for i, c in enumerate(self.classes) for n in [Counter(self.labels(split))[i]]}
-            for split in self.splits
-        }
+        found = {split: Counter(self.labels(split)) for split in self.splits}
+        return {split: {c: n[i] for i, c in enumerate(self.classes)} for split, n in found.items()}
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")

@@ -4,8 +4,6 @@ Validation and test arrays come from the shipped Preprocess at the input size. T
 by the same Preprocess, and cropped in batches on the device.
 """
 
-import hashlib
-import json
 import os
 import random
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from export.preprocess import ImageError, Preprocess
+from models.language import canonical_hash
 from pipeline.data import Index
 from pipeline.errors import PipelineError
 
@@ -29,8 +28,7 @@ TRAIN_MARGIN = 8 / 7
 
 def decoded(index: Index, split: str, preprocess: Preprocess, cache: Path) -> np.ndarray:
     """uint8 (n, size, size, 3), mapped from a file in `cache` that is written once. Raises PipelineError."""
-    what = json.dumps([index.hash, split, preprocess.as_dict()], sort_keys=True)
-    path = cache / f"{split}-{preprocess.size}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.npy"
+    path = cache / f"{split}-{preprocess.size}-{canonical_hash([index.hash, split, preprocess.as_dict()])}.npy"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")

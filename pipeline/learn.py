@@ -1,7 +1,5 @@
 """Stages up to a trained student: data, search, select, teach, distill."""
 
-import hashlib
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,21 +12,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.artifact import ModelCard, sha256
+from export.artifact import sha256
 from export.parity import f1_per_class
 from export.preprocess import Preprocess
 from models.build import build
+from models.language import canonical_hash
 from models.space import Hyper
 from models.spec import ModelSpec
 from models.teacher import Normalisation, build_teacher, check_name, check_weights
 from pipeline import FORMAT, demo_data
+from pipeline.checkpoint import PIXEL_MEAN, PIXEL_STD, save_student, student_card
 from pipeline.choose import Row, Rule, choose, pareto
 from pipeline.data import Index, list_files, scan
 from pipeline.data import summary as data_summary
 from pipeline.errors import EnvironmentProblem, NoCandidate
 from pipeline.files import write_json
 from pipeline.images import Views, crop, decoded, train_size
-from pipeline.search import PIXEL_MEAN, PIXEL_STD, Search, nearest_miss, run_search
+from pipeline.search import Search, nearest_miss, run_search
 from pipeline.stages import Run, Stage
 from pipeline.train import (
     Arrays,
@@ -58,8 +58,8 @@ def _data_inputs(run: Run) -> dict[str, Any]:
     if run.config.data.root == DRAWN:
         return {"root": DRAWN, "seed": run.config.seed}
     root = Path(run.config.data.root)
-    files = json.dumps(list_files(root) if root.is_dir() else [])
-    return {"root": str(root.resolve()), "seed": run.config.seed, "files": hashlib.sha256(files.encode()).hexdigest()}
+    files = list_files(root) if root.is_dir() else []
+    return {"root": str(root.resolve()), "seed": run.config.seed, "files": canonical_hash(files)}
 
 
 def _data(run: Run, work: Path) -> dict[str, Any]:
@@ -273,14 +273,7 @@ def _distill(run: Run, work: Path) -> dict[str, Any]:
     result = fit(
         model, arrays, recipe, run.config.seed, classes, loss, work / CHECKPOINTS, _report(run, "distill", recipe)
     )
-    card = ModelCard(
-        index.classes,
-        spec.input_size,
-        Preprocess(spec.input_size, run.config.data.fit),
-        PIXEL_MEAN,
-        PIXEL_STD,
-        spec.hash,
-    )
+    card = student_card(spec, index.classes, run.config.data.fit)
     save_student(work / "student.safetensors", result.state, spec, card)
     shutil.rmtree(work / SOFT_LABELS)
     model.load_state_dict(result.state)
@@ -323,11 +316,6 @@ def _soft_labels(run: Run, index: Index, recipe: Recipe, folder: Path) -> list[T
             run.say(f"distill: teacher's answers for view {view + 1} of {recipe.views}")
         soft.append(load_file(file)["logits"])
     return soft
-
-
-def save_student(path: Path, state: dict[str, Tensor], spec: ModelSpec, card: ModelCard) -> None:
-    """A checkpoint that says what it is: the spec and the card are in its metadata."""
-    save_file(state, path, {"model": json.dumps(spec.document()), "card": card.to_json()})
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ bound) sets its constraint and is told PRUNED, untrained; the sampler learns fro
 what was trained is kept in records beside Optuna's database, so a resumed, changed or moved study repeats neither.
 """
 
-import hashlib
 import json
 import logging
 import time
@@ -20,27 +19,23 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from export.artifact import ModelCard
-from export.preprocess import Preprocess
 from latency.errors import LatencyError
 from latency.host import Host
 from models.build import build, profile
-from models.language import SpecError
+from models.language import SpecError, canonical_hash
 from models.space import Candidate, SearchSpace
+from pipeline.checkpoint import student_card
 from pipeline.config import BuildConfig
 from pipeline.data import Index
 from pipeline.errors import EnvironmentProblem, PipelineError
 from pipeline.files import write_json
 from pipeline.measured import CandidateTimer, forms
+from pipeline.stages import Say
 from pipeline.train import Arrays, Recipe, fit
 
-PIXEL_MEAN = PIXEL_STD = (127.5, 127.5, 127.5)
-"""Normalisation of students built from the model language: -1 to 1."""
 _CONSTRAINT = "latency_over_limit_ms"
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 _REAPED = "reaped"
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ class Search:
             latency.threads,
             self.host.key,
         ]
-        return "edgebuild-" + _hash(what)
+        return "edgebuild-" + canonical_hash(what)
 
 
 def run_search(search: Search) -> dict[str, Any]:
@@ -106,7 +101,7 @@ def run_search(search: Search) -> dict[str, Any]:
             # A sampler of its own for each trial: seeded alike whether the study was interrupted before or not.
             number = sum(_REAPED not in t.user_attrs for t in study.trials)
             study.sampler = optuna.samplers.TPESampler(
-                multivariate=True, group=not space.flat, seed=int(_hash([config.seed, number]), 16) % 2**32
+                multivariate=True, group=not space.flat, seed=int(canonical_hash([config.seed, number]), 16) % 2**32
             )
             trial = study.ask()
             trial.set_user_attr("worker", search.worker)
@@ -139,7 +134,8 @@ def _evaluate(
     try:
         candidate = space.suggest(trial, len(search.index.classes))
         shape = profile(candidate.spec)
-        timings = timer.time(candidate.spec, _card(candidate, search), search.config.seed)
+        card = student_card(candidate.spec, search.index.classes, search.config.data.fit)
+        timings = timer.time(candidate.spec, card, search.config.seed)
     except (SpecError, LatencyError) as error:
         trial.set_user_attr("error", str(error))
         study.tell(trial, state=TrialState.FAIL)
@@ -179,7 +175,7 @@ def _evaluate(
 def _trained(candidate: Candidate, search: Search, params: dict[str, Any]) -> tuple[str, float]:
     """(key, macro F1 on val of the best epoch), from the record where the same was trained before."""
     what = [candidate.spec.hash, candidate.spec.input_size, candidate.hyper.as_dict(), search.training]
-    key = _hash(what)
+    key = canonical_hash(what)
     record = search.folder / "trained" / f"{key}.json"
     if record.is_file():
         return key, json.loads(record.read_text())["f1_macro"]
@@ -216,13 +212,6 @@ def _subset(arrays: Arrays, share: float, seed: int) -> Arrays:
     part, _ = train_test_split(every, train_size=count, stratify=arrays.train_labels, random_state=seed)
     part.sort()
     return Arrays(arrays.train[part], arrays.train_labels[part], arrays.val, arrays.val_labels, arrays.mean, arrays.std)
-
-
-def _card(candidate: Candidate, search: Search) -> ModelCard:
-    size = candidate.spec.input_size
-    return ModelCard(
-        search.index.classes, size, Preprocess(size, search.config.data.fit), PIXEL_MEAN, PIXEL_STD, candidate.spec.hash
-    )
 
 
 def _budget_used(study: optuna.Study, config: BuildConfig) -> str | None:
@@ -293,7 +282,3 @@ def nearest_miss(result: dict[str, Any]) -> str:
         f"{near['trial']}, {near['params']} parameters, {near['macs'] / 1e6:.0f} MMAC, {near['input_size']} px) "
         f"against a limit of {result['limit_ms']:g} ms"
     )
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

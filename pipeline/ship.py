@@ -1,13 +1,11 @@
 """Stages from weights to a bundle: export, quantize, verify, gate, bundle."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
 from export.all_in import measure_all_in
 from export.artifact import Artifact, ModelCard
@@ -20,9 +18,9 @@ from export.quantize import CALIBRATION_IMAGES, quantize_onnx, quantize_openvino
 from latency.gate import gate
 from latency.measure import measure
 from latency.sampling import Plan
-from models.build import build, profile
-from models.spec import ModelSpec
+from models.build import profile
 from pipeline import FORMAT
+from pipeline.checkpoint import load_checkpoint, restore
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.images import decoded
@@ -30,51 +28,20 @@ from pipeline.learn import load_index
 from pipeline.measured import forms
 from pipeline.score import score
 from pipeline.stages import Run, Stage
-from pipeline.train import State, read_tensors
 
 _RACE_PROCESSES = 3
 _RACE_PLAN = Plan(samples=150, seconds=0.5)
+FORMATS = {"onnx": "model.onnx", "openvino": "model.xml"}
+"""Format -> the file it is written to."""
 _FILES = {
-    ("onnxruntime", False): "model.onnx",
-    ("openvino", False): "model.xml",
+    ("onnxruntime", False): FORMATS["onnx"],
+    ("openvino", False): FORMATS["openvino"],
     ("onnxruntime", True): "model-int8.onnx",
     ("openvino", True): "model-int8.xml",
 }
 
 
 # --- export ----------------------------------------------------------------------------------------------------------
-
-
-def load_checkpoint(path: Path, model: Path | None = None) -> tuple[ModelSpec, ModelCard, State]:
-    """A student's weights with its spec and card, from the checkpoint's metadata; `model` overrules the spec."""
-    if not path.is_file():
-        raise PipelineError(f"{path}: no such checkpoint")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except Exception as error:  # safetensors raises its own SafetensorError, which is a plain Exception
-        raise PipelineError(f"{path}: not a safetensors checkpoint: {error}") from error
-    if "card" not in metadata:
-        raise PipelineError(
-            f"{path}: no checkpoint of edgebuild's: its metadata holds no card; give one that `edgebuild distill` wrote"
-        )
-    card = ModelCard.from_json(metadata["card"])
-    spec = ModelSpec.load(model) if model else ModelSpec.parse(json.loads(metadata["model"]), source=str(path))
-    return spec.with_classes(len(card.classes)), card, read_tensors(path)
-
-
-def restore(spec: ModelSpec, state: State, source: Path) -> torch.nn.Module:
-    """Raises PipelineError where the weights are not of this spec."""
-    model = build(spec)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise PipelineError(f"{source} does not fit {spec.source}: {str(error).splitlines()[1].strip()}") from error
-    return model.eval()
-
-
-FORMATS = {"onnx": "model.onnx", "openvino": "model.xml"}
-"""Format -> the file it is written to."""
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
@@ -140,9 +107,9 @@ def _quantize(run: Run, work: Path) -> dict[str, Any]:
     chosen = np.random.default_rng(run.config.seed).permutation(len(paths))[:CALIBRATION_IMAGES]
     images = np.stack([card.preprocess.load(paths[i]) for i in sorted(chosen)])
     if "onnxruntime" in run.config.latency.runtimes:
-        quantize_onnx(source, images, card, work / "model-int8.onnx")
+        quantize_onnx(source, images, card, work / _FILES["onnxruntime", True])
     if "openvino" in run.config.latency.runtimes:
-        quantize_openvino(source, images, card, work / "model-int8.xml")
+        quantize_openvino(source, images, card, work / _FILES["openvino", True])
     return {"files": {f.name: f.stat().st_size for f in sorted(work.iterdir())}, "calibrated_on": len(images)}
 
 

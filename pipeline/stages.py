@@ -6,7 +6,6 @@ killed stage finds its own half-done work. No workflow engine: `pipeline.run.STA
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ import yaml
 
 from export.artifact import sha256
 from latency.host import Host, this_host
+from models.language import canonical_hash
 from pipeline import FORMAT
 from pipeline.config import BuildConfig, check_config
 from pipeline.errors import EnvironmentProblem, PipelineError
@@ -139,14 +139,17 @@ def run_config(folder: Path) -> dict[str, Any]:
 
 def key_of(stage: Stage, run: Run) -> tuple[str, dict[str, Any]]:
     inputs = json.loads(json.dumps(stage.inputs(run)))
-    text = json.dumps([FORMAT, stage.name, inputs], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16], inputs
+    return canonical_hash([FORMAT, stage.name, inputs]), inputs
 
 
 def current(stage: Stage, run: Run) -> dict[str, Any] | None:
     """The manifest of a stage whose inputs are unchanged and whose outputs are intact."""
+    return _kept(stage, run, key_of(stage, run)[0])
+
+
+def _kept(stage: Stage, run: Run, key: str) -> dict[str, Any] | None:
     manifest = run.manifest(stage.name)
-    if manifest is None or not manifest["final"] or manifest["key"] != key_of(stage, run)[0]:
+    if manifest is None or not manifest["final"] or manifest["key"] != key:
         return None
     intact = all(
         (file := run.file(stage.name, name)).is_file() and sha256(file) == digest
@@ -157,11 +160,11 @@ def current(stage: Stage, run: Run) -> dict[str, Any] | None:
 
 def perform(stage: Stage, run: Run) -> Done:
     """Do a stage, or skip it where it is current."""
-    manifest = current(stage, run)
+    key, inputs = key_of(stage, run)
+    manifest = _kept(stage, run, key)
     if manifest is not None:
         run.say(f"{stage.name}: done before, nothing it depends on has changed")
         return Done(stage.name, manifest["seconds"], True, manifest["summary"])
-    key, inputs = key_of(stage, run)
     work = run.folder / ".work" / f"{stage.name}-{key}"
     work.mkdir(parents=True, exist_ok=True)
     run.say(f"{stage.name}: begins")

@@ -170,9 +170,8 @@ def fit(
         model.train()
         with timing_lock(shared=True):
             for step in range(steps):
-                indices = order[step * recipe.batch : (step + 1) * recipe.batch]
-                images = augment(arrays.train[np.sort(indices)], seed=seed * 7919 + epoch * steps + step)
-                indices = np.sort(indices)
+                indices = np.sort(order[step * recipe.batch : (step + 1) * recipe.batch])
+                images = augment(arrays.train[indices], seed=seed * 7919 + epoch * steps + step)
                 x = crop(torch.from_numpy(images).to(device), boxes[indices].to(device), arrays.input_size)
                 labels = torch.from_numpy(arrays.train_labels[indices]).to(device)
                 value = loss(model(normalise(x, arrays.mean, arrays.std)), labels, indices, view)

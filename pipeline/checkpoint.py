@@ -1,0 +1,55 @@
+"""A student's weights on disk, with all that says what they are: its spec and its card, in the file's metadata."""
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from export.artifact import ModelCard
+from export.preprocess import Preprocess
+from models.build import build
+from models.spec import ModelSpec
+from pipeline.errors import PipelineError
+from pipeline.train import State, read_tensors
+
+PIXEL_MEAN = PIXEL_STD = (127.5, 127.5, 127.5)
+"""Normalisation of students built from the model language: -1 to 1."""
+
+
+def student_card(spec: ModelSpec, classes: tuple[str, ...], fit: str) -> ModelCard:
+    """The card of a student at its spec's input size. fit: see Preprocess."""
+    return ModelCard(classes, spec.input_size, Preprocess(spec.input_size, fit), PIXEL_MEAN, PIXEL_STD, spec.hash)
+
+
+def save_student(path: Path, state: State, spec: ModelSpec, card: ModelCard) -> None:
+    save_file(state, path, {"model": json.dumps(spec.document()), "card": card.to_json()})
+
+
+def load_checkpoint(path: Path, model: Path | None = None) -> tuple[ModelSpec, ModelCard, State]:
+    """A student's weights with its spec and card, from the checkpoint's metadata; `model` overrules the spec."""
+    if not path.is_file():
+        raise PipelineError(f"{path}: no such checkpoint")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except Exception as error:  # safetensors raises its own SafetensorError, which is a plain Exception
+        raise PipelineError(f"{path}: not a safetensors checkpoint: {error}") from error
+    if "card" not in metadata:
+        raise PipelineError(
+            f"{path}: no checkpoint of edgebuild's: its metadata holds no card; give one that `edgebuild distill` wrote"
+        )
+    card = ModelCard.from_json(metadata["card"])
+    spec = ModelSpec.load(model) if model else ModelSpec.parse(json.loads(metadata["model"]), source=str(path))
+    return spec.with_classes(len(card.classes)), card, read_tensors(path)
+
+
+def restore(spec: ModelSpec, state: State, source: Path) -> nn.Module:
+    """Raises PipelineError where the weights are not of this spec."""
+    model = build(spec)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise PipelineError(f"{source} does not fit {spec.source}: {str(error).splitlines()[1].strip()}") from error
+    return model.eval()
