@@ -14,7 +14,8 @@ WIDTHS = (16, 24, 32, 48, 64)
 SIZE = 112
 
 
-def main() -> None:
+def network(widths: tuple[int, ...], size: int) -> onnx.ModelProto:
+    """A stem, and for each further width a depthwise, a pointwise and a full convolution."""
     rng = np.random.default_rng(2026)
     nodes, weights = [], []
 
@@ -37,8 +38,8 @@ def main() -> None:
         nodes.append(helper.make_node("Relu", [name], [f"{name}_r"]))
         return f"{name}_r"
 
-    x = conv("stem", "images", 3, WIDTHS[0], 3, 2)
-    for i, (cin, cout) in enumerate(pairwise(WIDTHS)):
+    x = conv("stem", "images", 3, widths[0], 3, 2)
+    for i, (cin, cout) in enumerate(pairwise(widths)):
         x = conv(f"dw{i}", x, cin, cin, 3, 2, groups=cin)
         x = conv(f"pw{i}", x, cin, cout, 1, 1)
         x = conv(f"full{i}", x, cout, cout, 3, 1)
@@ -47,13 +48,17 @@ def main() -> None:
     graph = helper.make_graph(
         nodes,
         "control",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, SIZE, SIZE])],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, [1, WIDTHS[-1]])],
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, size, size])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, [1, widths[-1]])],
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, Path(__file__).parent.parent / "latency" / "control.onnx")
+    return model
+
+
+def main() -> None:
+    onnx.save(network(WIDTHS, SIZE), Path(__file__).parent.parent / "latency" / "control.onnx")
 
 
 if __name__ == "__main__":

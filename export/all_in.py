@@ -3,6 +3,7 @@
 Run as `python -P -m export.all_in`: one request (JSON) on stdin, one answer on stdout. A claim apart from the gate's.
 """
 
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -17,73 +19,115 @@ import numpy as np
 from export.artifact import Artifact
 from export.errors import ExportError
 from export.preprocess import Preprocess
-from latency.lock import timing_lock
-from latency.measure import own_process
+from latency.bounds import percentile
+from latency.machine import LOCAL, Machine
 from latency.runners import open_session
 
 IMAGES = 100
 PROCESSES = 5
+PARTS = ("read", "decode", "resize", "infer")
+_HERE = Path(__file__).resolve().parent
+MODULES = {
+    f"export/{name}.py": _HERE / f"{name}.py" for name in ("__init__", "errors", "artifact", "preprocess", "all_in")
+}
+"""What a board needs besides `latency` to run this, and Pillow."""
 
 
 @dataclass(frozen=True)
 class AllIn:
-    """By process: seconds until the model is loaded, mean milliseconds an image for decode + resize and inference."""
+    """By process. start_s: seconds until the first image is labelled. parts_ms: for each of PARTS, one time an image;
+    reading is from the page cache. decode_full_ms: decoding without the decoder's own down-scaling. labels_changed:
+    images that it labels otherwise."""
 
     start_s: tuple[float, ...]
-    decode_ms: tuple[float, ...]
-    infer_ms: tuple[float, ...]
+    parts_ms: dict[str, tuple[tuple[float, ...], ...]]
+    decode_full_ms: tuple[tuple[float, ...], ...]
+    labels_changed: int
+    images: int
 
     def predict_s(self, images: int) -> tuple[float, float, float]:
         """(lowest, median, highest) seconds for so many images, one after the other, over the processes."""
-        totals = [
-            start + images * (decode + infer) / 1e3
-            for start, decode, infer in zip(self.start_s, self.decode_ms, self.infer_ms, strict=True)
-        ]
-        return min(totals), float(np.median(totals)), max(totals)
+        per_image = np.sum([np.mean(self.parts_ms[p], axis=1) for p in PARTS], axis=0)
+        totals = np.array(self.start_s) + images * per_image / 1e3
+        return float(totals.min()), float(np.median(totals)), float(totals.max())
+
+    def summary(self) -> dict[str, Any]:
+        """p50, p90 and mean of each part in ms: medians over the processes."""
+
+        def row(by_process: Sequence[tuple[float, ...]]) -> dict[str, float]:
+            return {
+                "p50_ms": median(percentile(s, 50) for s in by_process),
+                "p90_ms": median(percentile(s, 90) for s in by_process),
+                "mean_ms": median(float(np.mean(s)) for s in by_process),
+            }
+
+        return {
+            "start_s": median(self.start_s),
+            "parts": {part: row(self.parts_ms[part]) for part in PARTS},
+            "decode_at_full_size": row(self.decode_full_ms),
+            "labels_changed_by_scaled_decoding": self.labels_changed,
+            "images": self.images,
+            "processes": len(self.start_s),
+        }
 
 
-def measure_all_in(artifact: Artifact, preprocess: Preprocess, paths: Sequence[Path], threads: int) -> AllIn:
-    """Time up to IMAGES of `paths` in PROCESSES fresh processes. Raises ExportError."""
+def measure_all_in(
+    artifact: Artifact, preprocess: Preprocess, paths: Sequence[Path], threads: int, machine: Machine = LOCAL
+) -> AllIn:
+    """Time up to IMAGES of `paths`, taken evenly, in PROCESSES fresh processes. Raises ExportError, LatencyError."""
+    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(IMAGES, len(paths))).round().astype(int)]
     request = {
-        "path": str(artifact.path),
+        "path": machine.place(list(artifact.files))[0],
         "runtime": artifact.runtime,
         "precision": artifact.precision,
         "threads": threads,
         "preprocess": preprocess.as_dict(),
-        "images": [str(p) for p in paths[:IMAGES]],
+        "images": machine.place(chosen),
     }
-    command, environment = own_process("export.all_in")
+    command, environment = machine.command("export.all_in")
     answers = []
-    with timing_lock():
+    with machine.lock():
         for _ in range(PROCESSES):
-            done = subprocess.run(
-                command,
-                input=json.dumps(request),
-                capture_output=True,
-                text=True,
-                env=environment,
-            )
+            done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=environment)
             if done.returncode:
-                raise ExportError(f"{artifact.path}: the all-in timing died: {done.stderr.strip().splitlines()[-1:]}")
+                told = done.stderr.strip()
+                last = told.splitlines()[-1] if told else f"code {done.returncode}"
+                raise ExportError(machine.problem(told) or f"{artifact.path}: the all-in timing died: {last}")
             answers.append(json.loads(done.stdout.splitlines()[-1]))
-    return AllIn(*(tuple(a[k] for a in answers) for k in ("start_s", "decode_ms", "infer_ms")))
+    return AllIn(
+        start_s=tuple(a["start_s"] for a in answers),
+        parts_ms={part: tuple(tuple(a["parts_ms"][part]) for a in answers) for part in PARTS},
+        decode_full_ms=tuple(tuple(a["decode_full_ms"]) for a in answers),
+        labels_changed=answers[0]["labels_changed"],
+        images=len(chosen),
+    )
 
 
-def _run(request: dict[str, Any]) -> dict[str, float]:
+def _run(request: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     session = open_session(Path(request["path"]), request["runtime"], request["precision"], request["threads"])
     preprocess = Preprocess(**request["preprocess"])
     session.infer(preprocess.load(request["images"][0])[None])
     start_s = time.perf_counter() - start
-    decode = infer = 0.0
+    parts: dict[str, list[float]] = {part: [] for part in PARTS}
+    full, changed = [], 0
     for path in request["images"]:
+        marks = [time.perf_counter()]
+        data = Path(path).read_bytes()
+        marks.append(time.perf_counter())
+        image = preprocess.decode(io.BytesIO(data))
+        marks.append(time.perf_counter())
+        array = preprocess.resize(image)[None]
+        marks.append(time.perf_counter())
+        label = session.infer(array).argmax()
+        marks.append(time.perf_counter())
+        for part, took in zip(PARTS, np.diff(marks) * 1e3, strict=True):
+            parts[part].append(took)
         began = time.perf_counter()
-        image = preprocess.load(path)[None]
-        decoded = time.perf_counter()
-        session.infer(image)
-        decode, infer = decode + decoded - began, infer + time.perf_counter() - decoded
-    count = len(request["images"])
-    return {"start_s": start_s, "decode_ms": 1e3 * decode / count, "infer_ms": 1e3 * infer / count}
+        whole = preprocess.decode(io.BytesIO(data), scaled=False)
+        full.append((time.perf_counter() - began) * 1e3)
+        changed += int(session.infer(preprocess.resize(whole)[None]).argmax() != label)
+    return {"start_s": start_s, "parts_ms": parts, "decode_full_ms": full, "labels_changed": changed}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 from export import FORMAT
 from export.errors import ExportError
 from export.preprocess import Preprocess
-from latency.records import Target
+from latency.records import Subject
 
 METADATA_KEY = "edgebuild"
 
@@ -65,8 +65,8 @@ class Artifact:
     def size_bytes(self) -> int:
         return sum(f.stat().st_size for f in self.files)
 
-    def target(self, threads: int) -> Target:
-        return Target.of(self.path, self.runtime, self.precision, threads)
+    def subject(self, threads: int) -> Subject:
+        return Subject.of(self.path, self.runtime, self.precision, threads)
 
     def as_dict(self) -> dict[str, Any]:
         return {

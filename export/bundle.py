@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import tarfile
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from export import FORMAT, preprocess
 from export.artifact import Artifact, ModelCard, sha256
 from export.errors import ExportError
 from export.parity import logits_of
+from export.preprocess import Preprocess
 
 _TEMPLATES = Path(__file__).parent / "templates"
 GOLDEN_SAMPLES = 4
@@ -46,7 +48,7 @@ def write_bundle(
             "runtime": artifact.runtime,
             "precision": artifact.precision,
             "threads": threads,
-            "sha256": shipped.target(threads).sha256,
+            "sha256": shipped.subject(threads).sha256,
         },
         "classes": list(card.classes),
         "preprocess": card.preprocess.as_dict(),
@@ -55,6 +57,36 @@ def write_bundle(
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return _archive(folder)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a bundle's manifest says that a timing needs."""
+
+    artifact: Artifact
+    preprocess: Preprocess
+    threads: int
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Raises ExportError where the folder is none, or its model is not the one of the manifest."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        model = manifest["model"]
+        if Path(model["path"]).name != model["path"]:
+            raise ExportError(f"{folder}: its manifest names a model outside of it: {model['path']!r}")
+        bundle = Bundle(
+            Artifact(folder / model["path"], model["runtime"], model["precision"]),
+            Preprocess(**manifest["preprocess"]),
+            int(model["threads"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(
+            f"{folder}: no bundle of edgebuild: {error!r}; give the folder that holds manifest.json"
+        ) from error
+    if bundle.artifact.subject(bundle.threads).sha256 != model["sha256"]:
+        raise ExportError(f"{bundle.artifact.path}: differs from the manifest's sha256; unpack the archive again")
+    return bundle
 
 
 def requirements(runtime: str) -> list[str]:

@@ -3,7 +3,7 @@ the bundle, which holds a copy of this file, byte for byte. Standard library, nu
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -38,13 +38,22 @@ class Preprocess:
     def load(self, path: str | Path) -> np.ndarray:
         """uint8 array (size, size, 3), RGB. Raises ImageError naming the file and what is wrong with it."""
         try:
-            with Image.open(path) as image:
-                image.draft("RGB", (2 * self.size, 2 * self.size))
-                return np.asarray(self._resize(_to_rgb(ImageOps.exif_transpose(image))))
+            return self.resize(self.decode(path))
         except Image.DecompressionBombError as error:
             raise ImageError(f"{path}: too many pixels to decode safely: {error}") from error
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise ImageError(f"{path}: {str(error) or type(error).__name__}") from error
+
+    def decode(self, source: str | Path | BinaryIO, scaled: bool = True) -> Image.Image:
+        """RGB, upright. scaled: let a large JPEG be decoded at a fraction of its size. Raises what Pillow raises."""
+        with Image.open(source) as image:
+            if scaled:
+                image.draft("RGB", (2 * self.size, 2 * self.size))
+            return _to_rgb(ImageOps.exif_transpose(image))
+
+    def resize(self, image: Image.Image) -> np.ndarray:
+        """uint8 array (size, size, 3) of a decoded image."""
+        return np.asarray(self._resize(image))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -2,4 +2,9 @@
 
 
 class LatencyError(RuntimeError):
-    """A file that cannot be timed, or a process that timed it and died. Never a verdict."""
+    """The environment failed: a runtime that is missing, a process that died or hung, a machine out of reach. Never a
+    verdict."""
+
+
+class InputError(LatencyError):
+    """What was given cannot be timed: no model, a wrong input, an unknown runtime or CPU."""

@@ -1,67 +1,69 @@
 """The verdict: does this file keep its limit on this host?
 
 The claim: in a typical (the median) fresh process on this Host, one inference of this file takes at most X ms nine
-times in ten. The unit of evidence is the process; see `latency.bounds` for the arithmetic and the planned looks.
+times in ten. The unit of evidence is the process; see `latency.bounds` for the arithmetic and the planned looks. The
+claim speaks of the host as it was while the gate ran: a regime that outlasts the whole run is not in it.
 """
 
-from collections.abc import Callable
-
-import numpy as np
-
 from latency.bounds import LEAST_PROCESSES, Look, plan_looks, quantile_bounds
-from latency.measure import extend, measure
-from latency.records import Measurement, Target, Verdict
+from latency.machine import LOCAL, Machine
+from latency.measure import Tick, extend, measure
+from latency.records import Measurement, Subject, Verdict
 from latency.sampling import Plan
 
-DISTURBED = 1.25
-"""The middle half of the control's medians may differ by this factor. Two frequency regimes of one host gave 1.27
-between the extremes of eight processes, and less between their quartiles."""
+CLOCK_SHARE = 0.01
+"""The clock's smallest step may be this share of the limit."""
 
 
 def judge(measurement: Measurement, limit_ms: float, look: Look | None) -> Verdict:
     """What the evidence says at this look, or, without a look, that the processes are too few to say anything."""
+    count = len(measurement.runs)
     if look is None:
         reason = (
-            f"{len(measurement.runs)} processes cannot bound the median process at 99 %: set latency.processes to "
+            f"{count} processes cannot bound the median process at 99 %: set latency.processes to "
             f"{LEAST_PROCESSES} or more (9 allow further looks)"
         )
-        return Verdict("inconclusive", limit_ms, None, None, len(measurement.runs), (reason,))
+        return Verdict("inconclusive", limit_ms, None, None, count, (reason,))
     low, high = quantile_bounds(measurement.p90s_ms, 0.5, look.alpha)
-    reasons = []
-    quartiles = np.percentile([r.control_p50_ms for r in measurement.runs], [25, 75])
-    if quartiles[1] > DISTURBED * quartiles[0]:
-        reasons.append(
-            f"the host was disturbed: the untouched control took {quartiles[0]:.3f} to {quartiles[1]:.3f} ms "
-            "(quartiles of its processes); end what else runs here and gate again"
+    clock_ms = max(r.clock_ns for r in measurement.runs) / 1e6
+    if clock_ms > CLOCK_SHARE * limit_ms:
+        verdict = "inconclusive"
+        reason = (
+            f"the clock moves in steps of {clock_ms:.3g} ms, too coarse for a limit of {limit_ms:g} ms: gate a larger "
+            "batch, or on a host with a finer clock"
         )
+    elif measurement.unrest:
+        verdict, reason = "inconclusive", f"{measurement.unrest}; end what else runs here and gate again"
     elif high <= limit_ms:
-        return Verdict("pass", limit_ms, low, high, len(measurement.runs))
+        return Verdict("pass", limit_ms, low, high, count)
     elif low > limit_ms:
+        verdict = "fail"
         reason = f"the median process's p90 is at least {low:.3f} ms (99 %), over the limit of {limit_ms:g} ms"
-        return Verdict("fail", limit_ms, low, high, len(measurement.runs), (reason,))
     else:
-        reasons.append(
-            f"the limit of {limit_ms:g} ms lies between the bounds {low:.3f} and {high:.3f} ms after "
-            f"{len(measurement.runs)} processes: too near to call on this host"
+        verdict = "inconclusive"
+        reason = (
+            f"the limit of {limit_ms:g} ms lies between the bounds {low:.3f} and {high:.3f} ms after {count} "
+            "processes: too near to call on this host"
         )
-    return Verdict("inconclusive", limit_ms, low, high, len(measurement.runs), tuple(reasons))
+    return Verdict(verdict, limit_ms, low, high, count, (reason,))
 
 
 def gate(
-    target: Target,
+    subject: Subject,
     limit_ms: float,
     processes: int,
     plan: Plan | None = None,
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    machine: Machine = LOCAL,
+    tick: Tick = lambda done, total: None,
 ) -> tuple[Verdict, Measurement]:
     """Measure and judge; where a look is inconclusive, go on to the next planned one. Raises LatencyError."""
     looks = plan_looks(processes)
-    measured = measure([target], looks[0].processes if looks else max(processes, 1), plan, tick)[0]
+    (measured,) = measure([subject], looks[0].processes if looks else max(processes, 1), plan, machine, tick=tick)
     verdict = judge(measured, limit_ms, looks[0] if looks else None)
     for look in looks[1:]:
         if verdict.verdict != "inconclusive":
             break
-        more = measure([target], look.processes - len(measured.runs), plan, tick)[0]
+        (more,) = measure([subject], look.processes - len(measured.runs), plan, machine, tick=tick)
         measured = extend(measured, more)
         verdict = judge(measured, limit_ms, look)
     return verdict, measured

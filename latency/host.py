@@ -35,6 +35,8 @@ _ISA = (
     "sve",
 )
 """Flags of /proc/cpuinfo that decide which kernels a runtime picks (x86-64 and arm64)."""
+KEYS = ("cpu", "isa", "cores", "governor", "versions")
+"""Two hosts that agree in these may share timings."""
 _PACKAGES = ("numpy", "onnxruntime", "openvino")
 
 
@@ -53,7 +55,7 @@ class Host:
     @property
     def key(self) -> str:
         """Two hosts with one key may share timings: same CPU, instruction sets, cores allowed and runtimes."""
-        what = [self.cpu, self.isa, self.cores, self.governor, self.versions]
+        what = [getattr(self, name) for name in KEYS]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -62,6 +64,11 @@ class Host:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"key": self.key}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Host":
+        known = {k: v for k, v in values.items() if k != "key"}
+        return cls(**known | {"isa": tuple(values["isa"])})
 
 
 @cache

@@ -1,132 +1,62 @@
 """Fresh processes, one after the other, several files in turn; and the warm process of a search."""
 
-import contextlib
-import json
-import os
-import selectors
-import subprocess
-import sys
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any
 
 from latency.errors import LatencyError
-from latency.host import this_host
-from latency.lock import timing_lock
-from latency.records import Measurement, ProcessRun, Target
+from latency.machine import LOCAL, Machine, Worker
+from latency.records import Measurement, ProcessRun, Subject
 from latency.sampling import Plan
 
-_ROOT = Path(__file__).resolve().parent.parent
-_TIMEOUT_S = 120.0
-"""A process that has not answered by then hangs; loading and 1 s of samples take a few seconds."""
-
-
-def own_process(module: str) -> tuple[list[str], dict[str, str]]:
-    """(command, environment) that runs a module of ours in a fresh process, whatever folder it is started in."""
-    environment = os.environ | {"PYTHONPATH": str(_ROOT), "PYTHONWARNINGS": "ignore"}
-    return [sys.executable, "-P", "-m", module], environment
+Tick = Callable[[int, int], None]
 
 
 def measure(
-    targets: Iterable[Target],
+    subjects: Iterable[Subject],
     processes: int,
     plan: Plan | None = None,
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    machine: Machine = LOCAL,
+    together: bool = False,
+    slowdowns: Sequence[float] = (),
+    tick: Tick = lambda done, total: None,
 ) -> list[Measurement]:
-    """Time each target in `processes` fresh processes; the targets take turns, and each round begins with the next.
+    """Time each subject in `processes` fresh processes.
 
+    Each has a process to itself, in turn, and each round begins with the next. together: all share each process, in
+    blocks that go forth and back, for ratios of which the unit is the process; each process loads another one first.
+    slowdowns: shares of real work added to the subjects, see `latency.sampling.slow_down`.
     `tick(done, total)` is called after each process. Raises LatencyError.
     """
-    targets = list(targets)
-    runs: dict[Target, list[ProcessRun]] = {t: [] for t in targets}
-    with timing_lock():
-        for i in range(processes):
-            for j in range(len(targets)):
-                target = targets[(i + j) % len(targets)]
-                with Worker() as worker:
-                    runs[target].append(worker.time(target, plan or Plan()))
-                tick(i * len(targets) + j + 1, processes * len(targets))
-    host = this_host().as_dict()
-    return [Measurement(t, tuple(runs[t]), host) for t in targets]
+    subjects, plan = list(subjects), plan or Plan()
+    runs: dict[int, list[ProcessRun]] = {i: [] for i in range(len(subjects))}
+    shares = list(slowdowns) or [0.0] * len(subjects)
+    size = len(subjects) if together else 1
+    turns = [[(i + j) % len(subjects) for j in range(len(subjects))] for i in range(processes)]
+    groups = [turn[k : k + size] for turn in turns for k in range(0, len(turn), size)]
+    with machine.lock():
+        for done, group in enumerate(groups, 1):
+            with Worker(machine) as worker:
+                found = worker.time([subjects[i] for i in group], plan, [shares[i] for i in group])
+            for i, run in zip(group, found, strict=True):
+                runs[i].append(run)
+            tick(done, len(groups))
+    host = machine.host().as_dict()
+    return [Measurement(s, tuple(runs[i]), plan, host) for i, s in enumerate(subjects)]
 
 
 def extend(measurement: Measurement, more: Measurement) -> Measurement:
-    """One measurement of both; they must be of the same file on the same host."""
-    if measurement.target != more.target or measurement.host["key"] != more.host["key"]:
-        raise LatencyError("measurements of different files or hosts cannot be put together")
-    return Measurement(measurement.target, measurement.runs + more.runs, measurement.host)
-
-
-class Worker:
-    """A process of `latency.worker`, for one request, or for many (`stay`), whose chatter then nobody would read."""
-
-    def __init__(self, stay: bool = False) -> None:
-        command, environment = own_process("latency.worker")
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if not stay else subprocess.DEVNULL,
-            env=environment,
-            text=True,
-        )
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            if self._process.stdin:
-                self._process.stdin.close()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        for stream in (self._process.stdout, self._process.stderr):
-            if stream:
-                stream.close()
-
-    def time(self, target: Target, plan: Plan) -> ProcessRun:
-        """Raises LatencyError where the file cannot be timed, or the process dies or hangs."""
-        request = {**asdict(target), "plan": asdict(plan)}
-        answer = json.loads(self._ask(json.dumps(request), target.path))
-        if "error" in answer:
-            raise LatencyError(answer["error"])
-        return ProcessRun.from_dict(answer)
-
-    def _ask(self, line: str, path: str) -> str:
-        process: Any = self._process
-        try:
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            raise LatencyError(self._died(path)) from None
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            if not selector.select(_TIMEOUT_S):
-                process.kill()
-                raise LatencyError(f"{path}: the timing process gave no answer within {_TIMEOUT_S:.0f} s; it was ended")
-        answer: str = process.stdout.readline()
-        if not answer:
-            raise LatencyError(self._died(path))
-        return answer
-
-    def _died(self, path: str) -> str:
-        code = self._process.wait()
-        detail = self._process.stderr.read().strip().splitlines() if self._process.stderr else []
-        return f"{path}: the timing process died with code {code}" + (f": {detail[-1]}" if detail else "")
+    """One measurement of both; they must be of the same file on the same host by the same plan."""
+    ours, theirs = ((m.subject, m.plan, m.host["key"]) for m in (measurement, more))
+    if ours != theirs:
+        raise LatencyError("measurements of different files, plans or hosts cannot be put together")
+    return Measurement(measurement.subject, measurement.runs + more.runs, measurement.plan, measurement.host)
 
 
 class WarmTimer:
     """Times the candidates of a search in one warm process, which is started again where it died."""
 
-    def __init__(self) -> None:
+    def __init__(self, machine: Machine = LOCAL) -> None:
+        self._machine = machine
         self._worker: Worker | None = None
 
     def __enter__(self) -> "WarmTimer":
@@ -136,15 +66,15 @@ class WarmTimer:
         if self._worker:
             self._worker.close()
 
-    def time(self, target: Target, plan: Plan) -> Measurement:
+    def time(self, subject: Subject, plan: Plan) -> Measurement:
         """One measurement with a single run. Raises LatencyError."""
-        with timing_lock():
+        with self._machine.lock():
             if self._worker is None:
-                self._worker = Worker(stay=True)
+                self._worker = Worker(self._machine)
             try:
-                run = self._worker.time(target, plan)
+                (run,) = self._worker.time([subject], plan)
             except LatencyError:
                 self._worker.close()
                 self._worker = None
                 raise
-        return Measurement(target, (run,), this_host().as_dict())
+        return Measurement(subject, (run,), plan, self._machine.host().as_dict())

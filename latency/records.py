@@ -2,33 +2,56 @@
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from latency import FORMAT
 from latency.bounds import ALPHA, percentile, quantile_bounds
+from latency.errors import InputError
+from latency.runners import runtime_of
+from latency.sampling import BLOCK, Plan
+
+UNSTEADY = 1.25
+"""The middle half of the control's medians may differ by this factor. Two frequency regimes of one host gave 1.27
+between the extremes of eight processes, and less between their quartiles."""
 
 
 @dataclass(frozen=True)
-class Target:
-    """A file and how it is run. sha256 is of the file itself, followed by that of its weights for OpenVINO's .xml."""
+class Subject:
+    """A file and how it is run. batch: for a file whose first dimension is open. pin: the CPUs that the process is
+    held to. sha256 is of the file itself, followed by that of its weights for OpenVINO's .xml."""
 
     path: str
     runtime: str
     precision: str
     threads: int
     sha256: str
+    batch: int | None = None
+    pin: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, path: Path, runtime: str, precision: str, threads: int) -> "Target":
-        return cls(str(path), runtime, precision, threads, file_hash(path))
+    def of(
+        cls,
+        path: Path,
+        runtime: str | None = None,
+        precision: str = "f32",
+        threads: int = 1,
+        batch: int | None = None,
+        pin: tuple[int, ...] | None = None,
+    ) -> "Subject":
+        """The runtime by the suffix where none is given. Raises InputError."""
+        return cls(str(path), runtime or runtime_of(path), precision, threads, file_hash(path), batch, pin)
 
 
 @dataclass(frozen=True)
 class ProcessRun:
-    """What one process saw, in milliseconds and MiB; the control was timed in the same process, afterwards."""
+    """What one process saw of a file, in milliseconds and MiB, in the order of time, in blocks of `block`; the
+    control's blocks were taken in turn with the file's. clock_ns: the clock's smallest step."""
 
     load_ms: float
     cold_ms: float
@@ -38,6 +61,8 @@ class ProcessRun:
     peak_mib: float
     effective_precision: str
     settings: dict[str, Any]
+    clock_ns: int = 1
+    block: int = BLOCK
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ProcessRun":
@@ -52,13 +77,40 @@ class ProcessRun:
     def control_p50_ms(self) -> float:
         return percentile(self.control_ms, 50)
 
+    @property
+    def normalised_p50(self) -> float:
+        """p50 in units of the control's."""
+        return percentile(self.samples_ms, 50) / self.control_p50_ms
+
+    @property
+    def control_unrest(self) -> float:
+        """How far the control moved within the process: upper over lower quartile of its blocks' medians."""
+        whole = len(self.control_ms) // self.block * self.block
+        if not whole:
+            return 1.0
+        return quartile_ratio(np.median(np.reshape(self.control_ms[:whole], (-1, self.block)), axis=1))
+
 
 @dataclass(frozen=True)
 class Measurement:
-    target: Target
+    """plan: how much was timed in each process. host: `latency.host.Host` as a dict."""
+
+    subject: Subject
     runs: tuple[ProcessRun, ...]
+    plan: Plan
     host: dict[str, Any]
     format: int = FORMAT
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Measurement":
+        """What `as_dict` wrote, of any format so far. Raises InputError for anything else."""
+        if not isinstance(values, dict) or values.get("format") not in range(1, FORMAT + 1):
+            raise InputError("no measurement of edgebuild, or one of a later version")
+        subject = {f.name: values[f.name] for f in fields(Subject) if f.name in values}
+        if subject.get("pin") is not None:
+            subject["pin"] = tuple(subject["pin"])
+        runs = tuple(ProcessRun.from_dict(r) for r in values["runs"])
+        return cls(Subject(**subject), runs, Plan(**values.get("plan", {})), values["host"])
 
     @property
     def effective_precision(self) -> str:
@@ -68,9 +120,33 @@ class Measurement:
     def p90s_ms(self) -> list[float]:
         return [r.p90_ms for r in self.runs]
 
+    @property
+    def control_spread(self) -> float:
+        """Upper over lower quartile of the control's medians by process."""
+        return quartile_ratio([r.control_p50_ms for r in self.runs])
+
+    @property
+    def unrest(self) -> str | None:
+        """What the control says of the host's rest while this was timed; None where it was steady."""
+        within = median(r.control_unrest for r in self.runs)
+        if self.control_spread > UNSTEADY:
+            quartiles = np.percentile([r.control_p50_ms for r in self.runs], [25, 75])
+            return (
+                f"the host was disturbed: the untouched control took {quartiles[0]:.3f} to {quartiles[1]:.3f} ms "
+                "(quartiles of its processes): frequency regimes, or a neighbour at work"
+            )
+        if within > UNSTEADY:
+            return (
+                f"the host was disturbed: the untouched control moved by a factor of {within:.2f} within the typical "
+                "process (quartiles of its blocks): a neighbour at work"
+            )
+        return None
+
     def summary(self) -> dict[str, Any]:
         """p50, p90, p99, min: medians over processes. p90_lower/upper: 99 % bounds of the median process's p90; null
-        where the processes are too few. spread: largest over smallest p50 of a process."""
+        where the processes are too few. spread: largest over smallest p50 of a process. normalised_p50: in units of
+        the control timed along, for comparison with another time on this host. peak_mib: before the control is
+        loaded."""
         by_process = {p: [percentile(r.samples_ms, p) for r in self.runs] for p in (50, 90, 99)}
         low, high = quantile_bounds(by_process[90], 0.5, ALPHA)
         return {
@@ -84,6 +160,9 @@ class Measurement:
             "load_ms": median(r.load_ms for r in self.runs),
             "spread": max(by_process[50]) / min(by_process[50]),
             "control_p50_ms": median(r.control_p50_ms for r in self.runs),
+            "control_spread": self.control_spread,
+            "normalised_p50": median(r.normalised_p50 for r in self.runs),
+            "unrest": self.unrest,
             "peak_mib": max(r.peak_mib for r in self.runs),
             "samples": sum(len(r.samples_ms) for r in self.runs),
             "processes": len(self.runs),
@@ -91,8 +170,10 @@ class Measurement:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            **asdict(self.target),
+            **asdict(self.subject),
             "effective_precision": self.effective_precision,
+            "settings": self.runs[0].settings,
+            "plan": asdict(self.plan),
             "summary": self.summary(),
             "runs": [asdict(r) for r in self.runs],
             "host": self.host,
@@ -113,8 +194,15 @@ class Verdict:
     format: int = FORMAT
 
 
+def quartile_ratio(values: Sequence[float] | np.ndarray) -> float:
+    low, high = np.percentile(values, [25, 75])
+    return float(high / low)
+
+
 def file_hash(path: Path) -> str:
-    """sha256 of a file; an OpenVINO .xml counts together with the .bin of its weights."""
+    """sha256 of a file; an OpenVINO .xml counts together with the .bin of its weights. Raises InputError."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
     digest = hashlib.sha256(path.read_bytes())
     weights = path.with_suffix(".bin")
     if path.suffix == ".xml" and weights.is_file():

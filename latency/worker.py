@@ -1,7 +1,8 @@
 """The process that times: `python -P -m latency.worker`.
 
 Reads one request a line from stdin (JSON), answers one line on stdout. One request and end of input: a fresh process.
-Many: the warm process of a search. A file that cannot be timed is answered with {"error": ...}.
+Many: the warm process of a search. What cannot be timed is answered with {"error": ..., "input": whether it was what
+was given}. The requests are the keys of _ANSWERS.
 """
 
 import contextlib
@@ -11,60 +12,131 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
+from latency.errors import InputError, LatencyError
+from latency.host import this_host
+from latency.lock import hold_lock
+from latency.records import ProcessRun, Subject
+from latency.runners import Session, open_session, random_input, runner
+from latency.sampling import Plan, Step, slow_down, take_turns, tick_ns, time_once, warm_up
 
-from latency.errors import LatencyError
-from latency.records import ProcessRun
-from latency.runners import Session, open_session
-from latency.sampling import Plan, collect, time_once, warm_up
-
-CONTROL = Path(__file__).with_name("control.onnx")
-"""A small fixed network, timed along with every file: what changes in it is the host's doing."""
-_CONTROL_PLAN = Plan(samples=60, seconds=0.3, warmup_seconds=0.3)
-
-
-def random_input(session: Session) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    if session.dtype == "uint8":
-        return rng.integers(0, 256, session.shape, dtype=np.uint8)
-    return rng.standard_normal(session.shape).astype(np.float32)
+Answer = dict[str, Any]
+_controls: dict[tuple[str, int], Session] = {}
+"""The control by runtime and threads: loaded once in a process."""
+_allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
-def run(request: dict[str, Any], controls: dict[tuple[str, int], Session]) -> ProcessRun:
-    """Load, first inference, warm-up, samples; then the control of that runtime and threads, kept in `controls`."""
-    plan = Plan(**request["plan"])
-    start = time.perf_counter_ns()
-    session = open_session(Path(request["path"]), request["runtime"], request["precision"], request["threads"])
-    load_ms = (time.perf_counter_ns() - start) / 1e6
-    images = random_input(session)
+def time_files(request: Answer) -> Answer:
+    """{"subjects": [...], "plan": ..., "control": path, "slowdowns": [...]}: one ProcessRun for each subject, all
+    timed in turn, with the control of the first one's runtime and threads. slowdowns: see `sampling.slow_down`."""
+    subjects, plan = [Subject(**s) for s in request["subjects"]], Plan(**request["plan"])
+    _pin(subjects[0].pin)
+    started = [_start(s, plan) for s in subjects]
+    peak_mib = _peak_mib()
+    first = subjects[0]
+    key = (first.runtime, first.threads)
+    if key not in _controls:
+        _controls[key] = open_session(Path(request["control"]), first.runtime, "f32", first.threads)
+    control = _step(_controls[key])
+    warm_up(control, plan)
     try:
-        cold_ms = time_once(lambda: session.infer(images))
-        warmup = warm_up(lambda: session.infer(images), plan)
-        samples = collect(lambda: session.infer(images), plan)
+        steps = [
+            slow_down(step, share) if share else step
+            for (_, step, _), share in zip(started, request["slowdowns"], strict=True)
+        ]
+        *taken, control_ms = take_turns([*steps, control], plan)
+    except Exception as error:  # a runtime may fail in its own words
+        raise LatencyError(f"{first.path}: {first.runtime} failed while running it: {error}") from error
+    affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    runs = [
+        ProcessRun(
+            **facts,
+            samples_ms=tuple(samples),
+            control_ms=tuple(control_ms),
+            peak_mib=peak_mib,
+            effective_precision=session.effective_precision,
+            settings={**session.settings, "cpus": affinity},
+            clock_ns=tick_ns(),
+        )
+        for (session, _, facts), samples in zip(started, taken, strict=True)
+    ]
+    return {"runs": [asdict(r) for r in runs]}
+
+
+def _start(subject: Subject, plan: Plan) -> tuple[Session, Step, dict[str, Any]]:
+    """Load, first inference, warm-up."""
+    began = time.perf_counter_ns()
+    session = open_session(Path(subject.path), subject.runtime, subject.precision, subject.threads, subject.batch)
+    load_ms = (time.perf_counter_ns() - began) / 1e6
+    step = _step(session)
+    try:
+        cold_ms = time_once(step)
+        warmup = warm_up(step, plan)
     except Exception as error:  # a runtime may fail at the first inference in its own words
-        raise LatencyError(f"{request['path']}: {request['runtime']} failed while running it: {error}") from error
-    key = (request["runtime"], request["threads"])
-    if key not in controls:
-        controls[key] = open_session(CONTROL, request["runtime"], "f32", request["threads"])
-    control = controls[key]
-    control_input = random_input(control)
-    warm_up(lambda: control.infer(control_input), _CONTROL_PLAN)
-    control_samples = collect(lambda: control.infer(control_input), _CONTROL_PLAN)
-    return ProcessRun(
-        load_ms=load_ms,
-        cold_ms=cold_ms,
-        warmup=warmup,
-        samples_ms=tuple(samples),
-        control_ms=tuple(control_samples),
-        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        effective_precision=session.effective_precision,
-        settings=session.settings,
+        raise LatencyError(f"{subject.path}: {subject.runtime} failed while running it: {error}") from error
+    return session, step, {"load_ms": load_ms, "cold_ms": cold_ms, "warmup": warmup}
+
+
+def _step(session: Session) -> Step:
+    images = random_input(session)
+    return lambda: session.infer(images)
+
+
+def _pin(cpus: tuple[int, ...] | list[int] | None) -> None:
+    """Hold this process to these CPUs, or let it go to all that it was allowed at its start."""
+    if not hasattr(os, "sched_setaffinity"):
+        if cpus:
+            raise InputError("this system cannot pin a process to a CPU; leave --pin out")
+        return
+    missing = sorted(set(cpus or ()) - _allowed)
+    if missing:
+        raise InputError(
+            f"no CPU {', '.join(map(str, missing))} to pin to; allowed here: {', '.join(map(str, sorted(_allowed)))}"
+        )
+    os.sched_setaffinity(0, cpus or _allowed)
+
+
+def _peak_mib() -> float:
+    """Of this process. getrusage would report its parent's where that was larger: Linux carries it through exec."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def profile_file(request: Answer) -> Answer:
+    """{"subjects": [one], "runs": n}: its kernels."""
+    subject = Subject(**request["subjects"][0])
+    _pin(subject.pin)
+    path = Path(subject.path)
+    kernels = runner(subject.runtime, path, subject.precision).profile(
+        path, subject.precision, subject.threads, subject.batch, request["runs"]
     )
+    return {"kernels": [asdict(k) for k in kernels]}
+
+
+def describe_host(request: Answer) -> Answer:
+    return this_host().as_dict()
+
+
+def lock_machine(request: Answer) -> Answer:
+    """Answers once this machine is ours, which it is for as long as this process lives."""
+    hold_lock()
+    return {"locked": True}
+
+
+_ANSWERS: dict[str, Callable[[Answer], Answer]] = {
+    "time": time_files,
+    "profile": profile_file,
+    "host": describe_host,
+    "lock": lock_machine,
+}
 
 
 @contextlib.contextmanager
@@ -78,14 +150,13 @@ def _private_stdout() -> Iterator[TextIO]:
 
 def main() -> None:
     gc.disable()  # a collection inside a sample would be our time, not the model's
-    controls: dict[tuple[str, int], Session] = {}
     with _private_stdout() as answers:
         for line in sys.stdin:
             request = json.loads(line)
             try:
-                answer = asdict(run(request, controls))
+                answer = _ANSWERS[request["do"]](request)
             except LatencyError as error:
-                answer = {"error": str(error)}
+                answer = {"error": str(error), "input": isinstance(error, InputError)}
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
             gc.collect()

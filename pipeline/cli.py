@@ -10,7 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli_tools import data_app, latency_app, model_app, timing_target
+from pipeline.cli_latency import (
+    BatchOption,
+    PinOption,
+    PrecisionOption,
+    RuntimeOption,
+    TargetOption,
+    ThreadsOption,
+    latency_app,
+    machine,
+    subject,
+)
+from pipeline.cli_tools import data_app, doctor_command, model_app
 from pipeline.edge import (
     ConfigOption,
     JsonOption,
@@ -21,7 +32,7 @@ from pipeline.edge import (
     guarded,
     say,
 )
-from pipeline.errors import PipelineError
+from pipeline.errors import VERDICT_CODES, PipelineError
 
 app = typer.Typer(
     name="edgebuild",
@@ -33,6 +44,7 @@ app = typer.Typer(
 app.add_typer(model_app, name="model")
 app.add_typer(data_app, name="data")
 app.add_typer(latency_app, name="latency")
+app.command("doctor")(doctor_command)
 
 
 @contextlib.contextmanager
@@ -65,13 +77,13 @@ def run_command(
 
     Example: edgebuild run -c build.yaml --set latency.limit_ms=1.4. Without -c: the demo.
     """
-    from pipeline.run import EXIT_CODES, run_all
+    from pipeline.run import run_all
     from pipeline.show import show_result
 
     with _opened(config, overrides, run_dir, default="demo") as run:
         result = run_all(run)
     emit(result, as_json, lambda: show_result(result, run.folder))
-    return EXIT_CODES[result["verdict"]]
+    return VERDICT_CODES[result["verdict"]]
 
 
 def _stage_command(name: str, doc: str, show: str = "show_summary") -> None:
@@ -210,9 +222,12 @@ _stage_command(
 def gate_command(
     file: Annotated[Path | None, typer.Argument(help="An exported file, instead of a run.")] = None,
     limit_ms: Annotated[float | None, typer.Option(help="The limit for FILE: p90 in ms.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="onnxruntime or openvino; default by the suffix.")] = None,
-    precision: Annotated[str, typer.Option(help="f32, bf16 or int8 (a quantized file as it is).")] = "f32",
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    runtime: RuntimeOption = None,
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    batch: BatchOption = None,
+    pin: PinOption = None,
+    target: TargetOption = "local",
     processes: Annotated[int, typer.Option(min=1, help="Fresh processes of the first look.")] = 9,
     config: ConfigOption = None,
     overrides: SetOption = None,
@@ -223,19 +238,21 @@ def gate_command(
 
     Examples: edgebuild gate --run-dir runs/build; edgebuild gate model.onnx --limit-ms 1.4
     """
-    from pipeline.run import EXIT_CODES
     from pipeline.show import show_verdict
 
     if file is None:
         result = _run_stage("gate", config, overrides, run_dir, as_json, "show_verdict")
-        return EXIT_CODES[result["verdict"]]
+        return VERDICT_CODES[result["verdict"]]
     if limit_ms is None or not 0 < limit_ms < float("inf"):
         raise PipelineError("--limit-ms: give the limit in milliseconds, a number over 0, for example --limit-ms 1.4")
     from dataclasses import asdict
 
     from latency.gate import gate
+    from pipeline.show_latency import progress
 
-    verdict, measurement = gate(timing_target(file, runtime, precision, threads), limit_ms, processes)
+    timed = subject(file, runtime, precision, threads, batch, pin)
+    with progress("gating") as tick:
+        verdict, measurement = gate(timed, limit_ms, processes, machine=machine(target), tick=tick)
     measured = measurement.summary()
     result = {
         "verdict": verdict.verdict,
@@ -248,11 +265,11 @@ def gate_command(
             "effective_precision": measurement.effective_precision,
         },
         "submission": None,
-        **asdict(measurement.target),
+        **asdict(measurement.subject),
         "host": measurement.host,
     }
     emit(result, as_json, lambda: show_verdict(result))
-    return EXIT_CODES[verdict.verdict]
+    return VERDICT_CODES[verdict.verdict]
 
 
 _stage_command(

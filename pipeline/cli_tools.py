@@ -1,7 +1,7 @@
-"""Commands that stand beside the job: model, data, latency."""
+"""Commands that stand beside the job: model, data, doctor."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,39 +12,6 @@ model_app = typer.Typer(
     no_args_is_help=True, help="Look at a model written in the model language.", rich_markup_mode=None
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at labelled images, or draw the demo's.", rich_markup_mode=None)
-latency_app = typer.Typer(no_args_is_help=True, help="Time exported files on this CPU.", rich_markup_mode=None)
-
-
-def timing_target(file: Path, runtime: str | None, precision: str, threads: int) -> Any:
-    from latency.records import Target
-    from latency.runners import runtime_of
-
-    if not file.is_file():
-        raise PipelineError(f"{file}: no such file; give an exported .onnx or .xml")
-    return Target.of(file, runtime or runtime_of(file), precision, threads)
-
-
-@latency_app.command("measure")
-@guarded
-def measure_command(
-    files: Annotated[list[Path], typer.Argument(help="Exported files; several are timed in turn.")],
-    runtime: Annotated[str | None, typer.Option(help="onnxruntime or openvino; default by the suffix.")] = None,
-    precision: Annotated[str, typer.Option(help="f32, bf16 or int8 (a quantized file as it is).")] = "f32",
-    threads: Annotated[int, typer.Option(min=1)] = 1,
-    processes: Annotated[int, typer.Option(min=1)] = 9,
-    as_json: JsonOption = False,
-) -> int:
-    """Time files in fresh processes, in turn.
-
-    Example: edgebuild latency measure a.onnx b.onnx --processes 9
-    """
-    from latency.measure import measure
-    from pipeline.show import show_measurements
-
-    found = measure([timing_target(f, runtime, precision, threads) for f in files], processes)
-    result = {"measurements": [m.as_dict() for m in found], "host": found[0].host}
-    emit(result, as_json, lambda: show_measurements(result))
-    return 0
 
 
 @model_app.command("show")
@@ -113,4 +80,18 @@ def data_demo(
         raise PipelineError(f"{folder}: exists already; give a new folder")
     demo_data.write(folder, seed)
     emit({"folder": str(folder), "counts": demo_data.COUNTS}, as_json, lambda: typer.echo(str(folder)))
+    return 0
+
+
+@guarded
+def doctor_command(as_json: JsonOption = False) -> int:
+    """Show this machine as the timings see it, and what the last selftest said of it.
+
+    Example: edgebuild doctor
+    """
+    from pipeline.doctor import examine
+    from pipeline.show import show_doctor
+
+    result = examine()
+    emit(result, as_json, lambda: show_doctor(result))
     return 0

@@ -108,6 +108,8 @@ class Quantize(Section):
 
 class BuildConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    target: str = "local"
+    """What times: local, or ssh://user@host[:port][/path/of/its/python]."""
     data: Data
     latency: Latency
     submission: Submission = Submission()

@@ -1,6 +1,7 @@
 """Errors of this package and the exit codes of the command line."""
 
 PASS, FAILED_GATE, USAGE, INCONCLUSIVE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 4, 130
+VERDICT_CODES = {"pass": PASS, "fail": FAILED_GATE, "inconclusive": INCONCLUSIVE}
 
 
 class PipelineError(RuntimeError):

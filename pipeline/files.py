@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import PipelineError
+
 
 def write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
@@ -13,3 +15,11 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises PipelineError naming the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{path}: not readable as JSON: {error}") from error

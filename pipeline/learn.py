@@ -100,7 +100,7 @@ def _search(run: Run) -> Search:
         index,
         lambda size: load_arrays(run, index, size, PIXEL_MEAN, PIXEL_STD),
         run.folder / "study",
-        run.host,
+        run.machine,
         run.worker,
         run.say,
     )

@@ -10,10 +10,10 @@ from export.artifact import ModelCard
 from export.onnx_export import export_onnx
 from latency.bounds import ALPHA, percentile, quantile_bounds
 from latency.host import Host
+from latency.machine import CONTROL, LOCAL, Machine
 from latency.measure import WarmTimer
-from latency.records import ProcessRun, Target
+from latency.records import ProcessRun, Subject
 from latency.sampling import Plan
-from latency.worker import CONTROL
 from models.build import build
 from models.spec import ModelSpec
 from pipeline import FORMAT
@@ -72,11 +72,13 @@ def forms(runtimes: tuple[str, ...], precisions: tuple[str, ...], host: Host, qu
 class CandidateTimer:
     """Measures specs; records lie in `folder`, named by graph, input size, form, threads and host."""
 
-    def __init__(self, folder: Path, host: Host, forms: list[Form], threads: int, limit_ms: float) -> None:
+    def __init__(
+        self, folder: Path, forms: list[Form], threads: int, limit_ms: float, machine: Machine = LOCAL
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._host, self._forms, self._threads = folder, host, forms, threads
+        self._folder, self._host, self._forms, self._threads = folder, machine.host(), forms, threads
         self._plan = replace(_PLAN, hopeless_ms=_HOPELESS * limit_ms)
-        self._timer = WarmTimer()
+        self._timer = WarmTimer(machine)
 
     def __enter__(self) -> "CandidateTimer":
         self._timer.__enter__()
@@ -98,7 +100,7 @@ class CandidateTimer:
                     if not file.is_file():
                         export_onnx(build(spec, seed), card, file)
                     measured = self._timer.time(
-                        Target.of(file, form.runtime, form.precision, self._threads), self._plan
+                        Subject.of(file, form.runtime, form.precision, self._threads), self._plan
                     )
                     write_json(record, measured.as_dict())
                     run = measured.runs[0]
@@ -123,7 +125,7 @@ class CandidateTimer:
         """The control's median when this host was first timed in this run."""
         path = self._folder / f"control-{runtime}-{self._threads}-{self._host.key}.json"
         if not path.is_file():
-            run = self._timer.time(Target.of(CONTROL, runtime, "f32", self._threads), _CONTROL_PLAN).runs[0]
+            run = self._timer.time(Subject.of(CONTROL, runtime, "f32", self._threads), _CONTROL_PLAN).runs[0]
             write_json(path, {"p50_ms": percentile(run.samples_ms, 50), "format": FORMAT})
         p50_ms: float = json.loads(path.read_text())["p50_ms"]
         return p50_ms

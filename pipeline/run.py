@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline import FORMAT, learn, ship
-from pipeline.errors import FAILED_GATE, INCONCLUSIVE, PASS, NoCandidate, PipelineError
+from pipeline.errors import NoCandidate, PipelineError
 from pipeline.files import write_json
 from pipeline.stages import Done, Run, Stage, current, perform
 
@@ -19,7 +19,6 @@ STAGES: tuple[Stage, ...] = (
     ship.GATE,
     ship.BUNDLE,
 )
-EXIT_CODES = {"pass": PASS, "fail": FAILED_GATE, "inconclusive": INCONCLUSIVE}
 
 
 def run_all(run: Run) -> dict[str, Any]:

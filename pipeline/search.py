@@ -20,7 +20,7 @@ import optuna
 from optuna.trial import TrialState
 
 from latency.errors import LatencyError
-from latency.host import Host
+from latency.machine import Machine
 from models.build import build, profile
 from models.language import SpecError, canonical_hash
 from models.space import Candidate, SearchSpace
@@ -46,7 +46,7 @@ class Search:
     index: Index
     arrays_for: Callable[[int], Arrays]
     folder: Path
-    host: Host
+    machine: Machine
     worker: str
     say: Say
 
@@ -78,7 +78,7 @@ class Search:
             latency.runtimes,
             latency.precisions,
             latency.threads,
-            self.host.key,
+            self.machine.host().key,
         ]
         return "edgebuild-" + canonical_hash(what)
 
@@ -91,10 +91,10 @@ def run_search(search: Search) -> dict[str, Any]:
     _carry_over(study, search)
     timer = CandidateTimer(
         search.folder / "measurements",
-        search.host,
-        forms(config.latency.runtimes, config.latency.precisions, search.host, quantized=False),
+        forms(config.latency.runtimes, config.latency.precisions, search.machine.host(), quantized=False),
         config.latency.threads,
         config.latency.limit_ms,
+        search.machine,
     )
     with timer:
         while (reason := _budget_used(study, config)) is None:

@@ -153,8 +153,8 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
     parities = {a: compare(reference, outputs[a], labels) for a in artifacts}
     _check_f32(parities, reference)
     run.say(f"verify: the f32 files agree with torch; timing {len(artifacts)} forms in turn")
-    targets = {a: a.target(run.config.latency.threads) for a in artifacts}
-    timed = dict(zip(artifacts, measure(targets.values(), _RACE_PROCESSES, _RACE_PLAN), strict=True))
+    subjects = {a: a.subject(run.config.latency.threads) for a in artifacts}
+    timed = dict(zip(artifacts, measure(subjects.values(), _RACE_PROCESSES, _RACE_PLAN, run.machine), strict=True))
     floor = torch_f1 - run.config.quantize.max_f1_drop
     summaries = {a: timed[a].summary() for a in artifacts}
     kept = [a for a in artifacts if parities[a].f1_macro >= floor]
@@ -167,7 +167,7 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
     rows = [
         {
             **a.as_dict(),
-            "sha256": targets[a].sha256,
+            "sha256": subjects[a].sha256,
             "effective_precision": timed[a].effective_precision,
             **asdict(parities[a]),
             "f1_change": parities[a].f1_macro - torch_f1,
@@ -192,7 +192,7 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
             "path": str(shipped.path.relative_to(run.folder)),
             "runtime": shipped.runtime,
             "precision": shipped.precision,
-            "sha256": targets[shipped].sha256,
+            "sha256": subjects[shipped].sha256,
         },
         "quality": {
             "f1_macro": f1,
@@ -246,7 +246,9 @@ def _gate_inputs(run: Run) -> dict[str, Any]:
 
 def _gate(run: Run, work: Path) -> dict[str, Any]:
     latency, artifact = run.config.latency, _shipped(run)
-    verdict, measurement = gate(artifact.target(latency.threads), latency.limit_ms, latency.processes)
+    verdict, measurement = gate(
+        artifact.subject(latency.threads), latency.limit_ms, latency.processes, machine=run.machine
+    )
     write_json(work / "measurement.json", measurement.as_dict())
     measured = measurement.summary()
     reasons = list(verdict.reasons)
@@ -259,7 +261,7 @@ def _gate(run: Run, work: Path) -> dict[str, Any]:
     summary = {
         "verdict": overall,
         "reasons": reasons,
-        "sha256": measurement.target.sha256,
+        "sha256": measurement.subject.sha256,
         "latency": {
             "p50_ms": measured["p50_ms"],
             "p90_ms": measured["p90_ms"],
@@ -281,18 +283,21 @@ def _submission(run: Run, artifact: Artifact) -> dict[str, Any]:
     """The predicted time of the whole submission; a claim of its own, judged by the spread of fresh processes."""
     config, index = run.config.submission, load_index(run)
     card = load_checkpoint(_checkpoint(run))[1]
-    all_in = measure_all_in(artifact, card.preprocess, index.paths(index.final_split), run.config.latency.threads)
-    images = config.images or len(index.paths(index.final_split))
+    paths = index.paths(index.final_split)
+    all_in = measure_all_in(artifact, card.preprocess, paths, run.config.latency.threads, run.machine)
+    images = config.images or len(paths)
     low, predicted, high = all_in.predict_s(images)
     quality = run.read("verify", "race.json")["quality"]
+    parts = all_in.summary()["parts"]
     result: dict[str, Any] = {
         "images": images,
         "predicted_s": predicted,
         "predicted_upper_s": high,
         "limit_s": config.limit_s,
         "score": score(quality["f1_macro"], predicted, config.score) if config.score else None,
-        "decode_ms": float(np.median(all_in.decode_ms)),
-        "infer_ms": float(np.median(all_in.infer_ms)),
+        "decode_ms": sum(parts[p]["mean_ms"] for p in ("read", "decode", "resize")),
+        "infer_ms": parts["infer"]["mean_ms"],
+        "all_in": all_in.summary(),
     }
     if config.limit_s is not None:
         result["verdict"] = "pass" if high <= config.limit_s else "fail" if low > config.limit_s else "inconclusive"

@@ -21,8 +21,11 @@ from typing import Any
 
 import yaml
 
+from export.all_in import MODULES
 from export.artifact import sha256
-from latency.host import Host, this_host
+from latency.host import Host
+from latency.machine import Machine
+from latency.target import machine_of
 from models.language import canonical_hash
 from pipeline import FORMAT
 from pipeline.config import BuildConfig, check_config
@@ -44,8 +47,13 @@ class Run:
     say: Say
 
     @cached_property
+    def machine(self) -> Machine:
+        """What everything is timed on."""
+        return machine_of(self.config.target, MODULES)
+
+    @cached_property
     def host(self) -> Host:
-        return this_host()
+        return self.machine.host()
 
     @cached_property
     def worker(self) -> str:

@@ -41,7 +41,7 @@ def main() -> None:
     space, host = SearchSpace.load("cpu"), this_host()
     wanted = forms(("onnxruntime", "openvino"), ("f32", "bf16"), host, quantized=False)
     ours, dynamo = [], []
-    with tempfile.TemporaryDirectory() as folder, CandidateTimer(Path(folder), host, wanted, 1, LIMIT_MS) as timer:
+    with tempfile.TemporaryDirectory() as folder, CandidateTimer(Path(folder), wanted, 1, LIMIT_MS) as timer:
         for i in range(draws + 1):  # the first one pays for imports and the start of the warm process
             began = time.perf_counter()
             spec = space.suggest(study.ask(), 6).spec

@@ -1,19 +1,25 @@
 """Runtimes that can load a file and run it. A new one is one file beside this and one entry in RUNNERS."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from latency.errors import LatencyError
+from latency.errors import InputError
 from latency.runners import ort, ov
+from latency.runners.kernel import Kernel
 
 PRECISIONS = ("f32", "bf16", "int8")
 """f32 and bf16: how layers that are not quantized are computed. int8: a quantized file as it is, the rest in f32."""
 
 
 class Session(Protocol):
-    """A loaded model. shape: of its one input, all dimensions fixed; dtype: numpy's name of its element type."""
+    """A loaded model. shape: of its one input, all dimensions fixed; dtype: numpy's name of its element type.
+
+    effective_precision and settings are read back from the runtime, not repeated from the request.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -25,29 +31,52 @@ class Session(Protocol):
         ...
 
 
-class Runner(Protocol):
-    def __call__(self, path: Path, precision: str, threads: int) -> Session:
-        """Load a file. Raises LatencyError where the file, the precision or the runtime does not allow it."""
-        ...
+@dataclass(frozen=True)
+class Runner:
+    """suffixes: of the files that are meant for it.
+
+    load(path, precision, threads, batch): a Session; batch: for a file whose first dimension is open, else None.
+    profile(path, precision, threads, batch, runs): what each kernel took, in ms of one inference, in the order of
+    execution. Both raise InputError for the file or the precision, LatencyError for the runtime.
+    """
+
+    suffixes: tuple[str, ...]
+    load: Callable[[Path, str, int, int | None], Session]
+    profile: Callable[[Path, str, int, int | None, int], list[Kernel]]
 
 
-RUNNERS: dict[str, Runner] = {"onnxruntime": ort.load, "openvino": ov.load}
+RUNNERS: dict[str, Runner] = {
+    "onnxruntime": Runner((".onnx", ".ort"), ort.load, ort.profile),
+    "openvino": Runner((".xml",), ov.load, ov.profile),
+}
 
 
-def open_session(path: Path, runtime: str, precision: str, threads: int) -> Session:
-    """Load `path` with the runner of that name. Raises LatencyError."""
-    if runtime not in RUNNERS:
-        raise LatencyError(f"unknown runtime {runtime!r}; known: {', '.join(RUNNERS)}")
+def runner(name: str, path: Path, precision: str) -> Runner:
+    """The runner of that name, once all that can be known without it is right. Raises InputError."""
+    if name not in RUNNERS:
+        raise InputError(f"unknown runtime {name!r}; known: {', '.join(RUNNERS)}")
     if precision not in PRECISIONS:
-        raise LatencyError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+        raise InputError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
     if not path.is_file():
-        raise LatencyError(f"{path}: no such file")
-    return RUNNERS[runtime](path, precision, threads)
+        raise InputError(f"{path}: no such file")
+    return RUNNERS[name]
+
+
+def open_session(path: Path, runtime: str, precision: str, threads: int, batch: int | None = None) -> Session:
+    """Load `path` with the runner of that name. Raises LatencyError."""
+    return runner(runtime, path, precision).load(path, precision, threads, batch)
+
+
+def random_input(session: Session) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    if session.dtype == "uint8":
+        return rng.integers(0, 256, session.shape, dtype=np.uint8)
+    return rng.standard_normal(session.shape).astype(np.float32)
 
 
 def runtime_of(path: Path) -> str:
-    """The runtime that a file is meant for, by its suffix: .onnx or .ort, .xml."""
-    known = {".onnx": "onnxruntime", ".ort": "onnxruntime", ".xml": "openvino"}
+    """The runtime that a file is meant for, by its suffix."""
+    known = {suffix: name for name, r in RUNNERS.items() for suffix in r.suffixes}
     if path.suffix not in known:
-        raise LatencyError(f"{path}: no runtime for {path.suffix!r} files; known: {', '.join(known)}")
+        raise InputError(f"{path}: no runtime for {path.suffix!r} files; known: {', '.join(known)}")
     return known[path.suffix]

@@ -1,52 +1,99 @@
 """ONNX Runtime, CPU provider."""
 
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from latency.errors import LatencyError
+from latency.errors import InputError, LatencyError
+from latency.runners.kernel import Kernel, fixed_shape
 
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+_PRECISION_OF = {"float": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
+_NODE = "_kernel_time"
 
 
 class OrtSession:
-    def __init__(self, session: Any, path: Path, threads: int) -> None:
+    def __init__(self, session: Any, path: Path, batch: int | None) -> None:
         inputs = session.get_inputs()
         if len(inputs) != 1:
-            raise LatencyError(f"{path}: expected one input, got {len(inputs)}: {', '.join(i.name for i in inputs)}")
+            raise InputError(f"{path}: expected one input, got {len(inputs)}: {', '.join(i.name for i in inputs)}")
         (only,) = inputs
-        if not all(isinstance(d, int) for d in only.shape):
-            raise LatencyError(f"{path}: input {only.name!r} has the dynamic shape {only.shape}; fix it when exporting")
         if only.type not in _DTYPES:
-            raise LatencyError(
+            raise InputError(
                 f"{path}: input {only.name!r} is {only.type}; expected one of {', '.join(_DTYPES.values())}"
             )
+        self.shape, self.dtype = fixed_shape(path, only.name, only.shape, batch), _DTYPES[only.type]
         self._session, self._input = session, only.name
         self._outputs = [session.get_outputs()[0].name]
-        self.shape, self.dtype = tuple(only.shape), _DTYPES[only.type]
         # The session does not tell what its kernels compute in; QuantizeLinear and its kin stand in the file by name.
         self.effective_precision = "int8" if b"QuantizeLinear" in path.read_bytes() else "f32"
-        self.settings = {"threads": threads, "providers": session.get_providers()}
+        options = session.get_session_options()
+        self.settings = {
+            "threads": options.intra_op_num_threads,
+            "inter_op_threads": options.inter_op_num_threads,
+            "optimization": options.graph_optimization_level.name,
+            "providers": session.get_providers(),
+        }
 
     def infer(self, images: np.ndarray) -> np.ndarray:
         output: np.ndarray = self._session.run(self._outputs, {self._input: images})[0]
         return output
 
 
-def load(path: Path, precision: str, threads: int) -> OrtSession:
+def load(path: Path, precision: str, threads: int, batch: int | None) -> OrtSession:
+    return OrtSession(_open(path, precision, _options(threads)), path, batch)
+
+
+def profile(path: Path, precision: str, threads: int, batch: int | None, runs: int) -> list[Kernel]:
+    options = _options(threads)
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        raw = _open(path, precision, options)
+        session = OrtSession(raw, path, batch)
+        images = np.zeros(session.shape, session.dtype)
+        for _ in range(2 * runs):
+            session.infer(images)
+        events = json.loads(Path(raw.end_profiling()).read_text())
+    nodes = [e for e in events if e["cat"] == "Node" and e["name"].endswith(_NODE)]
+    warmed = nodes[len(nodes) // 2 :]  # the first half of the runs warms up
+    took: dict[str, float] = {}
+    for event in warmed:
+        took[event["name"]] = took.get(event["name"], 0.0) + event["dur"] / 1e3 / runs
+    first = {e["name"]: e["args"] for e in reversed(warmed)}
+    return [
+        Kernel(name.removesuffix(_NODE), args["op_name"], args["provider"], _precision(args), took[name])
+        for name, args in reversed(first.items())
+    ]
+
+
+def _options(threads: int) -> Any:
     try:
         import onnxruntime as ort
     except ImportError as error:
         raise LatencyError(f"onnxruntime is not installed ({error}); pip install onnxruntime") from error
-    if precision == "bf16":
-        raise LatencyError("ONNX Runtime's CPU provider has no bf16 kernels; use the runtime openvino for bf16")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    return options
+
+
+def _open(path: Path, precision: str, options: Any) -> Any:
+    import onnxruntime as ort
+
+    if precision == "bf16":
+        raise InputError("ONNX Runtime's CPU provider has no bf16 kernels; use the runtime openvino for bf16")
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's own exceptions share no base class but Exception
-        raise LatencyError(f"{path}: ONNX Runtime cannot load it: {error}") from error
-    return OrtSession(session, path, threads)
+        raise InputError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+
+
+def _precision(args: dict[str, Any]) -> str:
+    """Of what a kernel computes in: its first input's element type, int8 for both kinds of QLinear operand."""
+    kinds = [next(iter(t)) for t in args["input_type_shape"]] or [next(iter(t)) for t in args["output_type_shape"]]
+    return _PRECISION_OF.get(kinds[0], kinds[0]) if kinds else "-"

@@ -51,7 +51,7 @@ def test_the_manifest_names_every_file_with_its_hash(bundle):
     assert set(manifest["files"]) == {p.name for p in folder.iterdir()} - {"manifest.json"}
     for name, digest in manifest["files"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
-    assert manifest["model"]["sha256"] == artifact.target(1).sha256
+    assert manifest["model"]["sha256"] == artifact.subject(1).sha256
     with tarfile.open(archive) as packed:
         assert sorted(packed.getnames()) == sorted(f"bundle/{p.name}" for p in folder.iterdir())
 

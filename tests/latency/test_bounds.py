@@ -40,23 +40,28 @@ def test_percentile_is_a_sample_that_enough_do_not_exceed():
     assert percentile([3.0], 90) == 3.0
 
 
-def process_p90s(rng, n):
-    """p90 of each of n processes: two frequency regimes, a spread between processes, correlated samples within."""
-    level = np.where(rng.random(n) < 0.4, 1.27, 1.0) * rng.lognormal(0, 0.08, n)
+def process_p90s(rng, n, regime):
+    """p90 of each of n processes: frequency regimes, a spread between processes, correlated samples within.
+
+    regime: the share of processes in the slow one.
+    """
+    slow = rng.random(n) < regime
+    level = np.where(slow, 1.27, 1.0) * rng.lognormal(0, 0.08, n)
     noise = rng.normal(0, 0.02, (n, 50))
     for i in range(1, 50):
         noise[:, i] += 0.8 * noise[:, i - 1]
     return np.quantile(level[:, None] * (1 + np.abs(noise)), 0.9, axis=1, method="inverted_cdf")
 
 
-def test_the_bounds_cover_with_planned_looks_counted_in():
+@pytest.mark.parametrize("regime", [0.0, 0.1, 0.4, 0.5])
+def test_the_bounds_cover_with_planned_looks_counted_in(regime):
     """99 % is claimed; at least 98.5 % is asked for, the miss counted at any of the three looks."""
     rng = np.random.default_rng(1)
-    truth = float(np.median(process_p90s(rng, 200_000)))
+    truth = float(np.median(process_p90s(rng, 200_000, regime)))
     looks, draws = plan_looks(9), 3000
     below = above = 0
     for _ in range(draws):
-        p90s = process_p90s(rng, looks[-1].processes)
+        p90s = process_p90s(rng, looks[-1].processes, regime)
         bounds = [quantile_bounds(list(p90s[: k.processes]), 0.5, k.alpha) for k in looks]
         below += any(high < truth for _, high in bounds)
         above += any(low > truth for low, _ in bounds)

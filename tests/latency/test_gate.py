@@ -1,23 +1,28 @@
-"""Verdicts: from synthetic evidence, and of real files in real processes."""
+"""Verdicts: from synthetic evidence, through all looks, and of real files in real processes."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
+from latency import gate as gate_module
 from latency.bounds import plan_looks
+from latency.errors import LatencyError
 from latency.gate import gate, judge
+from latency.machine import CONTROL
 from latency.measure import extend
-from latency.records import Measurement, ProcessRun, Target
+from latency.records import Measurement, ProcessRun, Subject
 from latency.sampling import Plan
-from latency.worker import CONTROL
 
-TARGET = Target("model.onnx", "onnxruntime", "f32", 1, "0" * 64)
+SUBJECT = Subject("model.onnx", "onnxruntime", "f32", 1, "0" * 64)
 
 
-def evidence(p90s, controls=None):
+def evidence(p90s, controls=None, **facts):
     runs = [
-        ProcessRun(1.0, 1.0, 10, (p90,) * 20, (control,) * 20, 50.0, "f32", {})
+        ProcessRun(1.0, 1.0, 10, (p90,) * 20, (control,) * 20, 50.0, "f32", {}, **facts)
         for p90, control in zip(p90s, controls or [0.3] * len(p90s), strict=True)
     ]
-    return Measurement(TARGET, tuple(runs), {"key": "host"})
+    return Measurement(SUBJECT, tuple(runs), Plan(), {"key": "host"})
 
 
 LOOKS = plan_looks(9)
@@ -52,23 +57,88 @@ def test_a_disturbed_host_gives_no_verdict_either_way(p90):
     assert "the host was disturbed" in verdict.reasons[0]
 
 
+@pytest.mark.parametrize("p90", [0.1, 9.0])
+def test_unrest_within_the_processes_gives_no_verdict_either_way(p90):
+    calm = evidence([p90] * 9)
+    shaken = replace(calm, runs=tuple(replace(r, control_ms=(0.3,) * 20 + (0.6,) * 20) for r in calm.runs))
+    verdict = judge(shaken, 1.4, LOOKS[0])
+    assert verdict.verdict == "inconclusive"
+    assert "moved by a factor of 2.00 within the typical process" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize("p90", [0.1, 9.0])
+def test_a_coarse_clock_gives_no_verdict_either_way(p90):
+    verdict = judge(evidence([p90] * 9, clock_ns=1_000_000), 1.4, LOOKS[0])
+    assert verdict.verdict == "inconclusive"
+    assert "the clock moves in steps of 1 ms, too coarse for a limit of 1.4 ms" in verdict.reasons[0]
+
+
 def test_one_disturbed_process_does_not_spoil_the_rest():
     assert judge(evidence([1.0] * 9, [0.3] * 8 + [3.0]), 1.4, LOOKS[0]).verdict == "pass"
 
 
 def test_measurements_of_two_files_are_not_put_together():
-    other = Measurement(Target("b.onnx", "onnxruntime", "f32", 1, "1" * 64), evidence([1.0]).runs, {"key": "host"})
-    with pytest.raises(RuntimeError, match="different files or hosts"):
+    other = replace(evidence([1.0]), subject=replace(SUBJECT, path="b.onnx"))
+    with pytest.raises(LatencyError, match="different files, plans or hosts"):
         extend(evidence([1.0]), other)
 
 
+def scripted(monkeypatch, p90s):
+    """Let the gate see these p90s, process by process; how many it asked for."""
+    asked = []
+
+    def measure(subjects, processes, *args, **kwargs):
+        start = sum(asked)
+        asked.append(processes)
+        return [evidence(p90s[start : start + processes])]
+
+    monkeypatch.setattr(gate_module, "measure", measure)
+    return asked
+
+
+def test_a_clear_case_takes_one_look(monkeypatch):
+    asked = scripted(monkeypatch, [1.0] * 30)
+    assert gate(SUBJECT, 1.4, 9)[0].verdict == "pass"
+    assert asked == [9]
+
+
+def test_an_unclear_case_takes_the_planned_looks_and_may_end_in_any_verdict(monkeypatch):
+    asked = scripted(monkeypatch, [1.5] + [1.0] * 29)
+    assert gate(SUBJECT, 1.4, 9)[0].verdict == "pass"
+    assert asked == [9, 6]
+    asked = scripted(monkeypatch, [1.0] + [1.5] * 29)
+    assert gate(SUBJECT, 1.4, 9)[0].verdict == "fail"
+    asked = scripted(monkeypatch, [1.0, 1.5] * 15)
+    verdict, measured = gate(SUBJECT, 1.4, 9)
+    assert verdict.verdict == "inconclusive"
+    assert "too near to call" in verdict.reasons[0]
+    assert asked == [9, 6, 6]
+    assert len(measured.runs) == 21
+
+
+@pytest.mark.parametrize("limit_share", [0.999, 1.001])
+def test_a_file_at_its_limit_is_called_wrongly_less_than_once_in_a_hundred(monkeypatch, limit_share):
+    """The whole gate, all looks, on processes with frequency regimes: truth just over the limit, or just under."""
+    rng = np.random.default_rng(3)
+
+    def draw(n):
+        return np.where(rng.random(n) < 0.4, 1.27, 1.0) * rng.lognormal(0, 0.08, n)
+
+    limit = float(np.median(draw(400_000))) * limit_share
+    wrong, draws = "pass" if limit_share < 1 else "fail", 1500
+    count = 0
+    for _ in range(draws):
+        scripted(monkeypatch, list(draw(21)))
+        count += gate(SUBJECT, limit, 9)[0].verdict == wrong
+    assert count / draws <= 0.015
+
+
 def test_a_real_file_against_limits_far_from_it():
-    target = Target.of(CONTROL, "onnxruntime", "f32", 1)
+    subject = Subject.of(CONTROL)
     plan = Plan(samples=40, seconds=0.2, warmup_seconds=0.2)
-    verdict, measurement = gate(target, 1000.0, 7, plan)
+    verdict, measurement = gate(subject, 1000.0, 7, plan)
     # A busy machine may disturb the control, which is a third, right answer; what must not come is a fail.
     assert verdict.verdict == "pass" or "disturbed" in verdict.reasons[0]
-    assert len({len(r.samples_ms) for r in measurement.runs}) >= 1
-    assert measurement.target.sha256 == target.sha256
-    verdict, _ = gate(target, 0.0001, 7, plan)
+    assert measurement.subject.sha256 == subject.sha256
+    verdict, _ = gate(subject, 0.01, 7, plan)
     assert verdict.verdict == "fail" or "disturbed" in verdict.reasons[0]

@@ -1,52 +1,149 @@
 """Real processes: fresh ones, a warm one, one that dies, two that want the machine."""
 
+import json
+import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
-from latency.errors import LatencyError
-from latency.host import this_host
+from latency import machine as machine_module
+from latency.errors import InputError, LatencyError
+from latency.host import Host, this_host
 from latency.lock import timing_lock
-from latency.measure import WarmTimer, Worker, measure
-from latency.records import ProcessRun, Target
-from latency.sampling import Plan
-from latency.worker import CONTROL
+from latency.machine import CONTROL, LOCAL, Worker
+from latency.measure import WarmTimer, measure
+from latency.records import Measurement, ProcessRun, Subject
+from latency.sampling import BLOCK, Plan
 
-QUICK = Plan(samples=30, seconds=0.1, warmup_seconds=0.1)
+QUICK = Plan(samples=20, seconds=0.1, least=20, warmup_seconds=0.1)
+GOLDEN = Path(__file__).parent.parent / "golden"
 
 
-def control(runtime="onnxruntime"):
-    return Target.of(CONTROL, runtime, "f32", 1)
+def control(runtime="onnxruntime", **how):
+    return Subject.of(CONTROL, runtime, **how)
 
 
 def test_raw_samples_by_process_and_summaries_from_them():
     found = measure([control(), control("openvino")], 2, QUICK)
     for measurement in found:
-        assert [len(r.samples_ms) for r in measurement.runs] == [30, 30]
+        assert [len(r.samples_ms) for r in measurement.runs] == [20, 20]
+        assert [len(r.control_ms) for r in measurement.runs] == [20, 20]
         summary = measurement.summary()
         assert summary["min_ms"] <= summary["p50_ms"] <= summary["p90_ms"] <= summary["p99_ms"]
         assert summary["processes"] == 2
-        assert summary["samples"] == 60
+        assert summary["samples"] == 40
         assert summary["p90_upper_ms"] is None, "two processes bound nothing"
         assert measurement.host["key"] == this_host().key
-        assert all(r.load_ms > 0 and r.cold_ms > 0 and r.peak_mib > 10 for r in measurement.runs)
+        assert all(r.load_ms > 0 and r.cold_ms > 0 and r.peak_mib > 10 and r.clock_ns > 0 for r in measurement.runs)
 
 
-def test_a_run_comes_back_from_json():
-    run = measure([control()], 1, QUICK)[0]
-    assert ProcessRun.from_dict(run.as_dict()["runs"][0]) == run.runs[0]
+def test_a_measurement_comes_back_from_json():
+    measured = measure([control(pin=tuple(sorted(os.sched_getaffinity(0)))[:1])], 1, QUICK)[0]
+    assert Measurement.from_dict(json.loads(json.dumps(measured.as_dict()))) == replace(
+        measured, host=json.loads(json.dumps(measured.host))
+    )
+    assert Host.from_dict(measured.host) == this_host()
+
+
+def test_records_of_the_first_format_still_load():
+    old = Measurement.from_dict(json.loads((GOLDEN / "measurement-1.json").read_text()))
+    assert old.subject.batch is None
+    assert old.summary()["p90_ms"] == pytest.approx(0.42)
+    with pytest.raises(InputError, match="later version"):
+        Measurement.from_dict({"format": 99})
+
+
+def test_the_bounds_and_the_normalised_median_of_a_record():
+    runs = tuple(
+        ProcessRun(1.0, 2.0, 20, (p50,) * 18 + (2 * p50,) * 2, (p50 / 4,) * 20, 50.0, "f32", {})
+        for p50 in (1.0, 1.1, 1.3, 1.2, 1.0, 1.05, 1.15, 1.25, 1.0)
+    )
+    summary = Measurement(control(), runs, QUICK, this_host().as_dict()).summary()
+    assert summary["normalised_p50"] == pytest.approx(4.0)
+    assert (summary["p90_lower_ms"], summary["p90_ms"], summary["p90_upper_ms"]) == (1.0, 1.1, 1.3)
+    assert summary["spread"] == pytest.approx(1.3)
+    assert summary["unrest"] is None
+
+
+def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():
+    """Linux carries the parent's peak through exec into getrusage."""
+    ballast = bytearray(300 * 2**20)
+    ballast[:: 2**12] = b"x" * len(ballast[:: 2**12])
+    peak = measure([control()], 1, QUICK)[0].runs[0].peak_mib
+    assert 20 < peak < 250
+
+
+def test_files_that_share_their_processes():
+    a, b = measure([control(), control("openvino")], 3, QUICK, together=True)
+    assert len(a.runs) == len(b.runs) == 3
+    assert all(x.control_ms == y.control_ms for x, y in zip(a.runs, b.runs, strict=True))
+    assert all(len(x.samples_ms) % (2 * BLOCK) == 0 for x in a.runs)
+
+
+def test_a_slowdown_is_seen_and_only_where_it_was_put():
+    plan = Plan(samples=60, seconds=1.0)
+    plain, slowed = measure([control(), control()], 3, plan, together=True, slowdowns=[0.0, 0.5])
+    ratios = [y.normalised_p50 / x.normalised_p50 for x, y in zip(plain.runs, slowed.runs, strict=True)]
+    assert 1.2 < sorted(ratios)[1] < 1.8
+
+
+def test_every_process_is_told_and_counted():
+    seen = []
+    measure([control(), control("openvino")], 2, QUICK, tick=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_threads_and_pinning_are_read_back():
+    cpu = min(os.sched_getaffinity(0))
+    for runtime in ("onnxruntime", "openvino"):
+        run = measure([control(runtime, threads=1, pin=(cpu,))], 1, QUICK)[0].runs[0]
+        assert run.settings["threads"] == 1
+        assert run.settings["cpus"] == [cpu]
+
+
+def test_a_cpu_that_is_not_there_is_told_with_those_that_are():
+    with pytest.raises(InputError, match=r"no CPU 4096 to pin to; allowed here: \d"):
+        measure([control(pin=(4096,))], 1, QUICK)
+
+
+def test_a_warm_process_is_let_go_of_a_pin():
+    allowed = sorted(os.sched_getaffinity(0))
+    with WarmTimer() as timer:
+        timer.time(control(pin=(allowed[0],)), QUICK)
+        assert timer.time(control(), QUICK).runs[0].settings["cpus"] == allowed
 
 
 def test_a_process_that_dies_is_an_error_and_never_a_number():
-    with Worker(stay=True) as worker:
-        worker.time(control(), QUICK)
+    with Worker() as worker:
+        worker.time([control()], QUICK)
         worker._process.send_signal(signal.SIGKILL)
         worker._process.wait()
+        with pytest.raises(LatencyError, match=r"control\.onnx: the timing process died with code -9"):
+            worker.time([control()], QUICK)
+
+
+def test_a_process_that_dies_in_the_loop_is_an_error():
+    with Worker() as worker:
+        threading.Timer(0.7, worker._process.kill).start()
         with pytest.raises(LatencyError, match="the timing process died with code -9"):
-            worker.time(control(), QUICK)
+            worker.time([control()], Plan(samples=10**6, seconds=60))
+
+
+def test_a_process_that_hangs_is_ended(monkeypatch):
+    with Worker() as worker:
+        worker.time([control()], QUICK)
+        worker._process.send_signal(signal.SIGSTOP)
+        with pytest.raises(LatencyError, match="gave no answer within 1 s; it was ended"):
+            worker.ask("host", [], timeout_s=1.0)
+        assert worker._process.wait(timeout=5) == -signal.SIGKILL
 
 
 def test_a_warm_process_that_died_is_started_again():
@@ -64,25 +161,45 @@ def test_a_bad_file_leaves_the_warm_process_usable(tmp_path):
     bad = tmp_path / "bad.onnx"
     bad.write_text("nothing")
     with WarmTimer() as timer:
-        with pytest.raises(LatencyError, match="cannot load it"):
-            timer.time(Target.of(bad, "onnxruntime", "f32", 1), QUICK)
+        with pytest.raises(InputError, match="cannot load it"):
+            timer.time(Subject.of(bad), QUICK)
         assert timer.time(control(), QUICK).runs[0].effective_precision == "f32"
 
 
-def test_the_machine_is_measured_on_by_one_at_a_time():
+def test_what_a_runtime_prints_does_not_reach_the_answers(tmp_path):
+    request = json.dumps({"do": "host", "subjects": []})
+    command, environment = LOCAL.command("latency.worker")
+    done = subprocess.run(command, input=request, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["key"] == this_host().key
+
+
+def test_the_machine_is_measured_on_by_one_at_a_time(caplog):
     order = []
 
     def second():
         with timing_lock():
             order.append("second")
 
-    with timing_lock():
+    with timing_lock(), caplog.at_level(logging.WARNING):
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.2)
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+    assert "waiting for another measurement or training" in caplog.text
+
+
+def test_two_commands_queue_for_the_machine():
+    """Real processes: each holds the lock for a moment; their times must not overlap."""
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]); from latency.lock import timing_lock\n"
+        "with timing_lock():\n    a = time.monotonic(); time.sleep(0.3); print(a, time.monotonic())"
+    )
+    root = str(Path(machine_module.__file__).parent.parent)
+    jobs = [subprocess.Popen([sys.executable, "-c", code, root], stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    spans = sorted(tuple(map(float, job.communicate()[0].split())) for job in jobs)
+    assert all(earlier[1] <= later[0] for earlier, later in pairwise(spans))
 
 
 def test_trainings_share_the_machine():

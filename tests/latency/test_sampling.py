@@ -1,6 +1,8 @@
 """Warm-up and collection, with a scripted clock."""
 
-from latency.sampling import Plan, collect, time_once, warm_up
+from statistics import median
+
+from latency.sampling import BLOCK, Plan, slow_down, take_turns, tick_ns, time_once, warm_up
 
 MS = 1_000_000
 
@@ -35,21 +37,68 @@ def test_warm_up_ends_with_its_time():
     assert warm_up(clock.step, Plan(warmup_seconds=0.15), clock) == 20
 
 
+def one(clock, **plan):
+    (samples,) = take_turns([clock.step], Plan(**plan), clock)
+    return samples
+
+
 def test_samples_are_bounded_in_count():
-    clock = Scripted(1.0)
-    assert collect(clock.step, Plan(samples=50, seconds=60), clock) == [1.0] * 50
+    assert one(Scripted(1.0), samples=60, seconds=60) == [1.0] * 60
 
 
 def test_samples_are_bounded_in_time_but_never_fewer_than_the_least():
-    assert len(collect((c := Scripted(10.0)).step, Plan(samples=500, seconds=0.5, least=30), c)) == 50
-    assert len(collect((c := Scripted(100.0)).step, Plan(samples=500, seconds=0.5, least=30), c)) == 30
+    assert len(one(Scripted(10.0), samples=500, seconds=0.5, least=30)) == 60
+    assert len(one(Scripted(100.0), samples=500, seconds=0.5, least=30)) == 40
 
 
-def test_a_hopeless_file_is_left_after_ten_samples():
-    clock = Scripted(9.0)
-    assert len(collect(clock.step, Plan(hopeless_ms=4.0), clock)) == 10
+def test_a_hopeless_file_is_left_after_one_block():
+    assert len(one(Scripted(9.0), hopeless_ms=4.0)) == BLOCK
 
 
 def test_one_fast_sample_is_hope():
-    clock = Scripted(*[9.0] * 5, 3.0, 9.0)
-    assert len(collect(clock.step, Plan(samples=40, hopeless_ms=4.0), clock)) == 40
+    assert len(one(Scripted(*[9.0] * 5, 3.0, 9.0), samples=40, hopeless_ms=4.0)) == 40
+
+
+def test_turns_go_forth_and_back_in_blocks_with_one_call_not_timed():
+    clock, order = Scripted(1.0), []
+
+    def named(name):
+        def step():
+            order.append(name)
+            clock.step()
+
+        return step
+
+    samples = take_turns([named("a"), named("b")], Plan(samples=20), clock)
+    assert "".join(order) == "a" * 11 + "b" * 22 + "a" * 11
+    assert [len(s) for s in samples] == [20, 20]
+
+
+def test_a_drift_of_the_host_falls_on_both_alike():
+    """A clock that runs ever faster: B after A would look 10 % slower; forth and back it does not."""
+    now, calls = 0, 0
+
+    def step():
+        nonlocal now, calls
+        calls += 1
+        now += int(MS * (1 + 0.01 * calls))
+
+    a, b = take_turns([step, step], Plan(samples=20, seconds=60), lambda: now)
+    assert abs(median(a) / median(b) - 1) < 0.01
+    assert median(b[:10]) / median(a[:10]) > 1.05
+
+
+def test_a_slowdown_is_real_work_of_a_known_share():
+    def work():
+        for _ in range(100_000):
+            pass
+
+    plain, slowed = take_turns([work, slow_down(work, 0.5)], Plan(samples=60, seconds=5))
+    assert 1.25 < min(slowed) / min(plain) < 1.75, "the least of each: whatever else runs here only adds"
+
+
+def test_the_clock_s_smallest_step():
+    ticks = iter(range(0, 10_000_000, 250))
+    assert tick_ns(lambda: next(ticks)) == 250
+    calls = iter(range(10_000))
+    assert tick_ns(lambda: next(calls) // 3 * 1000) == 1000, "several readings of one value are no step"

@@ -42,7 +42,7 @@ def test_overrides_reach_every_depth(tmp_path):
 REFUSED = {
     "an unknown key": (
         "latncy: {limit_ms: 1}",
-        "latncy: unknown key (did you mean 'latency'?); known here: seed, data",
+        "latncy: unknown key (did you mean 'latency'?); known here: seed, target, data",
     ),
     "a deep unknown key": ("search: {trails: 3}", "search.trails: unknown key (did you mean 'trials'?)"),
     "a wrong type": ("search: {trials: many}", "search.trials: Input should be a valid integer"),

@@ -1,0 +1,34 @@
+"""What the runners share: the shape of an input, and a kernel's time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from latency.errors import InputError
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One operator, or several that the runtime fused, as it was executed. ms: mean of the runs."""
+
+    name: str
+    operator: str
+    kind: str
+    precision: str
+    ms: float
+
+
+def fixed_shape(path: object, name: str, shape: Sequence[Any], batch: int | None) -> tuple[int, ...]:
+    """`shape` with its open first dimension set to `batch`; open dimensions are those that are no int. Raises
+    InputError where others are open, where the first is and no batch was given, or where it is fixed at another."""
+    given = f"{path}: the input {name!r} has the dynamic shape [{', '.join(map(str, shape))}]"
+    is_open = [not isinstance(d, int) for d in shape]
+    if any(is_open[1:]):
+        raise InputError(f"{given}; fix it when exporting (only the first dimension, the batch, may be open)")
+    if is_open and is_open[0]:
+        if batch is None:
+            raise InputError(f"{given}; say how many images go in at once (--batch 1), or fix it when exporting")
+        return (batch, *shape[1:])
+    if batch is not None and (not shape or shape[0] != batch):
+        raise InputError(f"{path}: the input {name!r} is fixed at {list(shape)}, not at a batch of {batch}")
+    return tuple(shape)

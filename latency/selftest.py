@@ -1,0 +1,122 @@
+"""What can this host see? A/A rounds and an injected slowdown, here and now.
+
+One file is timed three times over in each fresh process, the third with real work added that takes a known share of
+its time (`latency.sampling.slow_down`). From the recorded rounds, checks as `latency.check` makes them are drawn again
+and again: with labels exchanged at random, none of them may be flagged; with the slowdown, all should be.
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latency import FORMAT
+from latency.check import ALLOWED, PROCESSES, Rounds, threshold_of
+from latency.compare import PLAN, Interval, interval, log_ratios, unrest
+from latency.machine import LOCAL, Machine
+from latency.measure import Tick, measure
+from latency.records import Subject
+
+INJECTED = 0.05
+ROUNDS = 40
+_DRAWS = 200
+_GRID = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.15, 0.20, 0.30)
+_POWER = 0.95
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """false_alarms, detected: shares of the drawn checks that were flagged, without and with the slowdown. injected:
+    its share as asked; seen: as measured, with bounds. power: share detected by slowdown. smallest: the least slowdown
+    that at least 95 % of the checks find; None where none of the grid is. spread: standard deviation over processes
+    of the A/A ratio."""
+
+    path: str
+    rounds: int
+    draws: int
+    false_alarms: float
+    injected: float
+    seen: Interval
+    detected: float
+    power: dict[str, float]
+    smallest: float | None
+    spread: float
+    allowed: float
+    unrest: str | None
+    seconds: float
+    when: str
+    host: dict[str, Any]
+    format: int = FORMAT
+
+
+def margins(rounds: Rounds, draws: int, rng: np.random.Generator, exchange: bool = False) -> np.ndarray:
+    """For each of `draws` checks of processes drawn from the rounds: the smaller lower bound of its two sets over its
+    threshold. Over 1, the check would have failed; a slowdown by s more multiplies it by 1 + s, since the bounds of a
+    mean move with it. exchange: head and base change places at random, so that there is nothing to find."""
+    found = np.empty(draws)
+    for i in range(draws):
+        drawn = rng.integers(0, len(rounds.head), (2, PROCESSES))
+        signs = rng.choice([-1, 1], drawn.shape) if exchange else 1
+        lows = [interval(head).low for head in np.take(rounds.head, drawn) * signs]
+        noise = np.take(rounds.noise, drawn) * rng.choice([-1, 1], drawn.shape)
+        found[i] = min(lows) / threshold_of(list(noise.ravel()), ALLOWED)
+    return found
+
+
+def selftest(
+    subject: Subject,
+    rounds: int = ROUNDS,
+    machine: Machine = LOCAL,
+    tick: Tick = lambda done, total: None,
+) -> SelfTest:
+    """Raises LatencyError. About a second a round, and a few for the draws."""
+    began = time.perf_counter()
+    base, again, slowed = measure([subject] * 3, rounds, PLAN, machine, True, (0.0, 0.0, INJECTED), tick)
+    alike, slower = log_ratios(base, again), log_ratios(base, slowed)
+    rng = np.random.default_rng(0)
+    untouched = Rounds(tuple(alike), tuple(alike))
+    alarms = margins(untouched, _DRAWS, rng, exchange=True)
+    injected = margins(Rounds(tuple(slower), tuple(alike)), _DRAWS, rng)
+    plain = margins(untouched, _DRAWS, rng)
+    found = {share: float(np.mean(plain * (1 + share) > 1)) for share in _GRID}
+    smallest = next((s for s in _GRID if all(p >= _POWER for t, p in found.items() if t >= s)), None)
+    return SelfTest(
+        path=subject.path,
+        rounds=rounds,
+        draws=_DRAWS,
+        false_alarms=float(np.mean(alarms > 1)),
+        injected=INJECTED,
+        seen=interval(slower),
+        detected=float(np.mean(injected > 1)),
+        power={f"{s:.0%}": p for s, p in found.items()},
+        smallest=smallest,
+        spread=float(np.std(alike, ddof=1)),
+        allowed=ALLOWED,
+        unrest=unrest(base),
+        seconds=round(time.perf_counter() - began, 1),
+        when=time.strftime("%Y-%m-%d %H:%M:%S"),
+        host=machine.host().as_dict(),
+    )
+
+
+def _record(host_key: str) -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(cache) / "edgebuild" / f"selftest-{host_key}.json"
+
+
+def remember(result: SelfTest) -> Path:
+    """Keep it for `doctor`; the file's path."""
+    path = _record(result.host["key"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(result), indent=1) + "\n")
+    return path
+
+
+def last(host_key: str) -> dict[str, Any] | None:
+    """The last result on a host with this key."""
+    path = _record(host_key)
+    return json.loads(path.read_text()) if path.is_file() else None

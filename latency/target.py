@@ -1,0 +1,175 @@
+"""Where `target` of a config points: this machine, or a board that is reached by SSH.
+
+The board needs Python, numpy and a runtime. What runs there travels as a zipapp, files lie in its cache folder by their
+hash; each timing process is an `ssh` of OpenSSH's in batch mode, so keys, ports and jump hosts are those of the user's
+ssh configuration. A lost connection is an error, never a verdict.
+"""
+
+import contextlib
+import hashlib
+import io
+import re
+import shlex
+import subprocess
+import tarfile
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from latency.errors import InputError, LatencyError
+from latency.host import Host
+from latency.machine import LOCAL, Machine, Worker
+
+_HERE = Path(__file__).resolve().parent
+_KEPT = 8
+"""Sets of files left on the board; older ones are deleted, so that a search of hundreds of candidates fills no disk."""
+_OPTIONS = ("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=3")
+_PROBLEMS = {
+    "Host key verification failed": "its host key is unknown or has changed; connect once by hand (ssh) and check the "
+    "fingerprint",
+    "Permission denied": "it refuses our key; try `ssh` by hand, or set one up with ssh-copy-id",
+    "Could not resolve": "no such host; check the name in target",
+    "Connection refused": "nothing listens on that port; check the port in target, and sshd there",
+    "Connection timed out": "it does not answer; check the network and the address in target",
+    "closed by remote host": "the connection was lost; measure again",
+    "Connection reset": "the connection was lost; measure again",
+    "Broken pipe": "the connection was lost; measure again",
+    "not responding": "the connection was lost; measure again",
+}
+"""What OpenSSH's messages mean for the user."""
+_MAIN = """import runpy, sys
+if sys.version_info < (3, 11):
+    sys.exit("edgebuild needs Python 3.11 or later here; this is " + sys.version.split()[0])
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+
+
+def machine_of(target: str, modules: Mapping[str, Path] | None = None) -> Machine:
+    """local, or ssh://[user@]host[:port][/path/of/its/python]. modules: further files for the board, by their path in
+    the zipapp. Raises InputError."""
+    if target == "local":
+        return LOCAL
+    url = urlsplit(target)
+    try:
+        host, port = url.hostname, url.port
+    except ValueError as error:
+        raise InputError(f"target {target!r}: {error}") from error
+    if url.password is not None:
+        raise InputError("target: no password in the address; SSH is used with keys (ssh-copy-id)")
+    fine = re.fullmatch(r"[\w.:-]+", host or "") and re.fullmatch(r"[\w.-]*", url.username or "")
+    if url.scheme != "ssh" or not fine or f"{host}".startswith("-") or f"{url.username}".startswith("-"):
+        raise InputError(f"target {target!r}: expected local, or ssh://user@host[:port][/path/of/its/python]")
+    destination = f"{url.username}@{host}" if url.username else f"{host}"
+    return SshMachine(destination, port, url.path or "python3", modules or {})
+
+
+class SshMachine:
+    def __init__(self, destination: str, port: int | None, python: str, modules: Mapping[str, Path]) -> None:
+        self._destination, self._python, self._modules = destination, python, modules
+        options = [part for option in _OPTIONS for part in ("-o", option)]
+        self._ssh = ["ssh", *options, *(["-p", str(port)] if port else []), destination]
+        self._placed: OrderedDict[str, None] = OrderedDict()
+
+    def command(self, module: str) -> tuple[list[str], None]:
+        app = f"{self._home}/{self._app}"
+        return [*self._ssh, f"exec {shlex.quote(self._python)} {shlex.quote(app)} {module}"], None
+
+    def place(self, files: Sequence[Path]) -> list[str]:
+        """Uploads them, unless that was done before. Raises LatencyError."""
+        archive, names = _tar(files)
+        key = hashlib.sha256(archive).hexdigest()[:32]
+        folder = f"{self._home}/{key}"
+        if key not in self._placed:
+            self._upload(archive, folder)
+        self._placed[key] = None
+        self._placed.move_to_end(key)
+        return [f"{folder}/{name}" for name in names]
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        with Worker(self) as holder:
+            holder.ask("lock", [], timeout_s=None)
+            yield
+            if not holder.alive:
+                raise LatencyError(
+                    f"{self._destination}: the connection that held the timing lock was lost, so another measurement "
+                    "may have disturbed this one; measure again"
+                )
+
+    def host(self) -> Host:
+        return self._host
+
+    def problem(self, stderr: str) -> str | None:
+        for text, meaning in _PROBLEMS.items():
+            for line in stderr.splitlines():
+                if text in line:
+                    return f"{self._destination}: {meaning} ({line.strip()})"
+        return None
+
+    @cached_property
+    def _host(self) -> Host:
+        with Worker(self) as worker:
+            return Host.from_dict(worker.ask("host", []))
+
+    @cached_property
+    def _home(self) -> str:
+        """The cache folder there, with the zipapp in it."""
+        folder = '"${XDG_CACHE_HOME:-$HOME/.cache}/edgebuild"'
+        part = f"{self._app}.$$"
+        script = f"mkdir -p {folder} && cd {folder} && cat > {part} && mv {part} {self._app} && pwd"
+        return self._run(script, self._zipapp).decode().strip().splitlines()[-1]
+
+    @property
+    def _app(self) -> str:
+        return f"edgebuild-{hashlib.sha256(self._zipapp).hexdigest()[:16]}.pyz"
+
+    @cached_property
+    def _zipapp(self) -> bytes:
+        """This package, and the further modules; the same bytes for the same files."""
+        own = {f"latency/{p.relative_to(_HERE).as_posix()}": p for p in _HERE.rglob("*.py")}
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+            texts = {name: path.read_text(encoding="utf-8") for name, path in (own | dict(self._modules)).items()}
+            for name, text in sorted({**texts, "__main__.py": _MAIN}.items()):
+                packed.writestr(zipfile.ZipInfo(name), text)
+        return buffer.getvalue()
+
+    def _upload(self, archive: bytes, folder: str) -> None:
+        old = list(self._placed)[: max(0, len(self._placed) - _KEPT + 1)]
+        for key in old:
+            del self._placed[key]
+        clean = f"rm -rf {' '.join(shlex.quote(f'{self._home}/{key}') for key in old)} && " if old else ""
+        part, there = shlex.quote(f"{folder}.part"), shlex.quote(folder)
+        self._run(
+            f"{clean}rm -rf {part} && mkdir {part} && tar xf - -C {part} && rm -rf {there} && mv {part} {there}",
+            archive,
+        )
+
+    def _run(self, script: str, data: bytes) -> bytes:
+        try:
+            done = subprocess.run([*self._ssh, script], input=data, capture_output=True, timeout=600)
+        except FileNotFoundError as error:
+            raise LatencyError("ssh is not installed here; install OpenSSH's client") from error
+        except subprocess.TimeoutExpired as error:
+            raise LatencyError(f"{self._destination}: no answer to an upload within 600 s") from error
+        if done.returncode:
+            detail = done.stderr.decode(errors="replace").strip()
+            raise LatencyError(self.problem(detail) or f"{self._destination}: {detail or 'ssh failed'}")
+        return done.stdout
+
+
+def _tar(files: Sequence[Path]) -> tuple[bytes, list[str]]:
+    """(archive, names in it); the same bytes for the same files."""
+    unique = len({f.name for f in files}) == len(files)
+    names = [f.name if unique else f"{i}-{f.name}" for i, f in enumerate(files)]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for file, name in zip(files, names, strict=True):
+            data = file.read_bytes()
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue(), names

@@ -1,0 +1,172 @@
+"""`edgebuild latency check` for several files: where head and base come from, and its reports."""
+
+import contextlib
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from latency.check import Check, check, check_stored
+from latency.errors import InputError
+from latency.machine import Machine
+from latency.measure import Tick
+from latency.records import Measurement, Subject
+from pipeline.errors import EnvironmentProblem, PipelineError
+from pipeline.files import read_json
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A file to check, and what against: a file to be timed with it, or a stored measurement."""
+
+    name: str
+    head: Subject
+    base: Subject | Measurement
+
+
+def check_arms(
+    arms: Sequence[Arm], allowed: float, processes: int, machine: Machine, tick: Tick
+) -> list[dict[str, Any]]:
+    """One row an arm. Raises LatencyError."""
+    rows = []
+    for arm in arms:
+        found: Check
+        if isinstance(arm.base, Measurement):
+            found, taken = check_stored(arm.head, arm.base, allowed, processes, machine, tick)
+            base_hash = arm.base.subject.sha256
+        else:
+            found, taken = check(arm.head, arm.base, allowed, processes, machine, tick=tick)
+            base_hash = arm.base.sha256
+        rows.append(
+            {
+                "name": arm.name,
+                "head_sha256": arm.head.sha256,
+                "base_sha256": base_hash,
+                **asdict(found),
+                "measurements": [m.as_dict() for m in taken],
+            }
+        )
+    return rows
+
+
+def worst(rows: Sequence[dict[str, Any]]) -> str:
+    verdicts = {row["verdict"] for row in rows}
+    return next(v for v in ("fail", "inconclusive", "pass") if v in verdicts)
+
+
+def read_baseline(path: Path, files: Sequence[Path]) -> list[Measurement]:
+    """The stored measurement of each file, by its name. Raises PipelineError."""
+    document = read_json(path)
+    try:
+        stored = [Measurement.from_dict(m) for m in document["measurements"]]
+    except (InputError, KeyError, TypeError) as error:
+        raise PipelineError(f"{path}: no output of `edgebuild latency measure --json`: {error}") from error
+    by_name = {Path(m.subject.path).name: m for m in stored}
+    missing = [f.name for f in files if f.name not in by_name]
+    if missing:
+        raise PipelineError(f"{path}: no measurement of {', '.join(missing)}; it has {', '.join(by_name)}")
+    return [by_name[f.name] for f in files]
+
+
+@contextlib.contextmanager
+def built(
+    files: Sequence[Path], command: str, base_rev: str, head_rev: str | None, say: Callable[[str], None]
+) -> Iterator[tuple[list[Path], list[Path]]]:
+    """(head files, base files), each made by `command` in a checkout of its revision; without `head_rev`, in this one.
+
+    Raises PipelineError, EnvironmentProblem where the command fails.
+    """
+    with contextlib.ExitStack() as stack:
+        base = stack.enter_context(_worktree(base_rev))
+        head = stack.enter_context(_worktree(head_rev)) if head_rev else Path()
+        for folder, rev in ((base, base_rev), (head, head_rev or "this checkout")):
+            say(f"building {rev}: {command}")
+            done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                told = (done.stderr or done.stdout).strip().splitlines()[-3:]
+                raise EnvironmentProblem(
+                    f"{command!r} in {rev} ended with code {done.returncode}" + "".join(f"\n  {line}" for line in told)
+                )
+            missing = [str(f) for f in files if not (folder / f).is_file()]
+            if missing:
+                raise PipelineError(f"{command!r} in {rev} left no {', '.join(missing)}")
+        yield [head / f for f in files], [base / f for f in files]
+
+
+@contextlib.contextmanager
+def _worktree(rev: str) -> Iterator[Path]:
+    """A checkout of a revision beside this one, for as long as the context lasts."""
+    with tempfile.TemporaryDirectory(prefix="edgebuild-base-") as scratch:
+        folder = Path(scratch) / "checkout"
+        _git("worktree", "add", "--detach", str(folder), rev)
+        try:
+            yield folder
+        finally:
+            _git("worktree", "remove", "--force", str(folder))
+
+
+def _git(*args: str) -> None:
+    try:
+        done = subprocess.run(["git", *args], capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise EnvironmentProblem("git is not installed; give the base file itself with --base") from error
+    if done.returncode:
+        raise PipelineError(f"git {' '.join(args)}: {done.stderr.strip()}")
+
+
+_MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "❔ inconclusive"}
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    """A table for a pull request."""
+    lines = [
+        f"### Latency: {result['verdict']}",
+        "",
+        "| file | verdict | head / base | 99 % bounds | threshold | processes |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["files"]:
+        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.3f}"
+        bounds = "-" if row["ratio"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+        threshold = "-" if row["threshold"] is None else f"{row['threshold']:.3f}"
+        cells = (
+            row["name"].replace("|", "\\|"),
+            _MARKS[row["verdict"]],
+            ratio,
+            bounds,
+            threshold,
+            str(row["processes"]),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *(f"- {row['name']}: {reason}" for row in result["files"] for reason in row["reasons"])]
+    host = result["host"]
+    told = ", ".join(f"{name} {version}" for name, version in host["versions"].items())
+    return "\n".join([*lines, "", f"{host['cpu']}, {host['cores']} cores; {told}", ""])
+
+
+def as_junit(result: dict[str, Any]) -> bytes:
+    """One test case a file: a fail is a failure, inconclusive an error, so that neither passes in silence."""
+    count = {v: sum(row["verdict"] == v for row in result["files"]) for v in _MARKS}
+    suite = ElementTree.Element(
+        "testsuite",
+        name="edgebuild latency check",
+        tests=str(len(result["files"])),
+        failures=str(count["fail"]),
+        errors=str(count["inconclusive"]),
+    )
+    for row in result["files"]:
+        case = ElementTree.SubElement(suite, "testcase", classname="latency", name=row["name"])
+        kind = {"fail": "failure", "inconclusive": "error"}.get(row["verdict"])
+        if kind:
+            ElementTree.SubElement(case, kind, message="; ".join(row["reasons"]), type=row["verdict"])
+        if row["ratio"] is not None:
+            output = ElementTree.SubElement(case, "system-out")
+            output.text = (
+                f"head/base {row['ratio']:.4f}, 99 % bounds {row['low']:.4f} to {row['high']:.4f}, threshold "
+                f"{row['threshold']:.4f}, {row['processes']} processes"
+            )
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
