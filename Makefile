@@ -1,11 +1,12 @@
-# make demo | test | test-all | lint | types | bench. One environment, made from pyproject.toml and ci/constraints.txt.
+# make demo | test | test-all | lint | types | latency-check | bench. One environment, made from pyproject.toml and ci/constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Options for pip, for example to take torch's CPU build: make demo PIP_OPTIONS="--extra-index-url <PyTorch's CPU index>"
 PIP_OPTIONS ?=
+BASE ?= HEAD
 
-.PHONY: install demo test test-all lint types bench clean
+.PHONY: install demo test test-all lint types latency-check bench clean
 
 install: $(VENV)/.installed
 
@@ -27,12 +28,21 @@ test-all: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows ci/templates/github-latency.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.gitlab-ci ci/templates/gitlab-latency.yml
 
 types: install
 	$(BIN)/mypy
 
+# Has a network of the zoo become slower than at the revision BASE? Exit code 3 ('could not tell') is told, not failed.
+latency-check: install
+	$(BIN)/edgebuild latency check build/zoo/cpu_small.onnx build/zoo/mobilenetv3_small.onnx \
+	  build/zoo/lineage_student.onnx --build '$(abspath $(BIN))/python ci/build_zoo.py build/zoo' --base-rev $(BASE) \
+	  || test $$? -eq 3
+
 bench: install
 	$(BIN)/python ci/bench/reject_cost.py
+	$(BIN)/python ci/bench/latency_bench.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

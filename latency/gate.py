@@ -5,6 +5,8 @@ times in ten. The unit of evidence is the process; see `latency.bounds` for the 
 claim speaks of the host as it was while the gate ran: a regime that outlasts the whole run is not in it.
 """
 
+from typing import Any
+
 from latency.bounds import LEAST_PROCESSES, Look, plan_looks, quantile_bounds
 from latency.machine import LOCAL, Machine
 from latency.measure import Tick, extend, measure
@@ -67,3 +69,14 @@ def gate(
         measured = extend(measured, more)
         verdict = judge(measured, limit_ms, look)
     return verdict, measured
+
+
+def claim(verdict: Verdict, measurement: Measurement) -> dict[str, Any]:
+    """The numbers behind a verdict, in one place for whoever reads it: the summary, with the verdict's own bounds."""
+    return {
+        **measurement.summary(),
+        "limit_ms": verdict.limit_ms,
+        "p90_lower_ms": verdict.p90_lower_ms,
+        "p90_upper_ms": verdict.p90_upper_ms,
+        "effective_precision": measurement.effective_precision,
+    }

@@ -247,23 +247,16 @@ def gate_command(
         raise PipelineError("--limit-ms: give the limit in milliseconds, a number over 0, for example --limit-ms 1.4")
     from dataclasses import asdict
 
-    from latency.gate import gate
+    from latency.gate import claim, gate
     from pipeline.show_latency import progress
 
     timed = subject(file, runtime, precision, threads, batch, pin)
     with progress("gating") as tick:
         verdict, measurement = gate(timed, limit_ms, processes, machine=machine(target), tick=tick)
-    measured = measurement.summary()
     result = {
         "verdict": verdict.verdict,
         "reasons": list(verdict.reasons),
-        "latency": {
-            **measured,
-            "limit_ms": limit_ms,
-            "p90_lower_ms": verdict.p90_lower_ms,
-            "p90_upper_ms": verdict.p90_upper_ms,
-            "effective_precision": measurement.effective_precision,
-        },
+        "latency": claim(verdict, measurement),
         "submission": None,
         **asdict(measurement.subject),
         "host": measurement.host,

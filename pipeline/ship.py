@@ -15,7 +15,8 @@ from export.onnx_export import deployable, export_onnx
 from export.openvino_export import read_onnx, save_ir
 from export.parity import F32_TOLERANCE, Parity, compare, f1_per_class, logits_of, scores
 from export.quantize import CALIBRATION_IMAGES, quantize_onnx, quantize_openvino
-from latency.gate import gate
+from latency.gate import claim, gate
+from latency.host import this_host
 from latency.measure import measure
 from latency.sampling import Plan
 from models.build import profile
@@ -119,7 +120,10 @@ def _quantize(run: Run, work: Path) -> dict[str, Any]:
 def _artifacts(run: Run) -> list[Artifact]:
     latency = run.config.latency
     found = []
+    here = this_host().has_bf16  # every file is checked against torch on this machine, wherever it is timed
     for form in forms(latency.runtimes, latency.precisions, run.host, quantized=True):
+        if form.precision == "bf16" and not here:
+            continue
         quantized = form.precision == "int8"
         path = run.file("quantize" if quantized else "export", _FILES[form.runtime, quantized])
         found.append(Artifact(path, form.runtime, form.precision))
@@ -250,7 +254,6 @@ def _gate(run: Run, work: Path) -> dict[str, Any]:
         artifact.subject(latency.threads), latency.limit_ms, latency.processes, machine=run.machine
     )
     write_json(work / "measurement.json", measurement.as_dict())
-    measured = measurement.summary()
     reasons = list(verdict.reasons)
     submission = _submission(run, artifact)
     verdicts = [verdict.verdict]
@@ -262,17 +265,7 @@ def _gate(run: Run, work: Path) -> dict[str, Any]:
         "verdict": overall,
         "reasons": reasons,
         "sha256": measurement.subject.sha256,
-        "latency": {
-            "p50_ms": measured["p50_ms"],
-            "p90_ms": measured["p90_ms"],
-            "p90_lower_ms": verdict.p90_lower_ms,
-            "p90_upper_ms": verdict.p90_upper_ms,
-            "limit_ms": latency.limit_ms,
-            "samples": measured["samples"],
-            "processes": measured["processes"],
-            "effective_precision": measurement.effective_precision,
-            "peak_mib": measured["peak_mib"],
-        },
+        "latency": claim(verdict, measurement),
         "submission": submission,
     }
     write_json(work / "gate.json", {"format": FORMAT, **summary})

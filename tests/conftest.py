@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.board import board, ssh_server
+
+__all__ = ["board", "ssh_server"]
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))

@@ -29,8 +29,8 @@ class Board:
         return [int(pid) for pid in done.stdout.split()]
 
 
-@pytest.fixture(scope="module")
-def _server(tmp_path_factory):
+@pytest.fixture(scope="session")
+def ssh_server(tmp_path_factory):
     sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
     if sshd is None or shutil.which("ssh") is None:
         pytest.skip("needs OpenSSH's server and client (Debian: openssh-server)")
@@ -45,7 +45,8 @@ def _server(tmp_path_factory):
         f"AuthorizedKeysFile {folder}/user.pub\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
         f"UsePAM no\nSetEnv XDG_CACHE_HOME={folder}/cache\n"
     )
-    Path("/run/sshd").mkdir(exist_ok=True) if os.geteuid() == 0 else None
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # where a server of root's separates its privileges
     log = (folder / "log").open("w")
     server = subprocess.Popen([sshd, "-D", "-e", "-f", folder / "sshd_config"], stderr=log)
     for _ in range(100):
@@ -61,9 +62,9 @@ def _server(tmp_path_factory):
 
 
 @pytest.fixture
-def board(_server, tmp_path, monkeypatch):
+def board(ssh_server, tmp_path, monkeypatch):
     """`ssh` finds the keys of the test by a wrapper that adds -F; it is the real one."""
-    folder, port, server = _server
+    folder, port, server = ssh_server
     host_key = (folder / "host.pub").read_text().strip()
     (tmp_path / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}\n")
     config = tmp_path / "config"
