@@ -7,6 +7,7 @@ of 9 bounds it from above with confidence 1 - 0.5^9 = 99.8 %.
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -30,11 +31,13 @@ def binomial_tail(n: int, k: int, q: float) -> float:
     return math.fsum(math.comb(n, i) * q**i * (1 - q) ** (n - i) for i in range(max(k, 0), n + 1))
 
 
+@cache
 def upper_rank(n: int, q: float, alpha: float) -> int | None:
     """Smallest rank k (1-based) whose order statistic is at least the q-quantile with confidence 1 - alpha."""
     return next((k for k in range(1, n + 1) if binomial_tail(n, k, q) <= alpha), None)
 
 
+@cache
 def lower_rank(n: int, q: float, alpha: float) -> int | None:
     """Largest rank k (1-based) whose order statistic is at most the q-quantile with confidence 1 - alpha."""
     return next((k for k in range(n, 0, -1) if 1 - binomial_tail(n, k, q) <= alpha), None)

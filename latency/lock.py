@@ -4,30 +4,47 @@ import fcntl
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_FOLDER = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
+_FOLDER = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())  # TMPDIR may differ between users
 LOCK = _FOLDER / "edgebuild-timing.lock"
+_QUEUE = LOCK.with_suffix(".queue")
+"""Whoever wants LOCK waits for it with this one in hand: trainings that overlap would else keep a measurement out for
+ever, since flock lets a new sharer in before one that waits to be alone."""
+_PATIENCE_S = 3.0
+"""Waiting that is not worth a word."""
 _log = logging.getLogger(__name__)
 
 
 def hold_lock(shared: bool = False) -> int:
     """Wait for the machine; it is ours until the descriptor is closed, or this process ends."""
+    told = "waiting for another measurement or training of edgebuild on this machine (%s)"
+    timer = threading.Timer(_PATIENCE_S, _log.warning, (told, LOCK))
+    timer.daemon = True
+    queue, descriptor = _open(_QUEUE), _open(LOCK)
+    timer.start()
+    try:
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    finally:
+        timer.cancel()
+        os.close(queue)
+    return descriptor
+
+
+def _open(path: Path) -> int:
     # Opened for reading only: flock needs no more, and another user's lock file is not writable. Created only where it
     # is missing: Linux refuses O_CREAT on another user's file in a sticky folder (fs.protected_regular).
     try:
-        descriptor = os.open(LOCK, os.O_RDONLY)
+        return os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        descriptor = os.open(LOCK, os.O_RDONLY | os.O_CREAT, 0o644)
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        _log.warning("waiting for another measurement or training of edgebuild on this machine (%s)", LOCK)
-        fcntl.flock(descriptor, kind)
-    return descriptor
+        return os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
 
 
 @contextmanager

@@ -207,6 +207,7 @@ def test_drawn_checks_of_the_selftest_know_noise_from_slowness():
     assert np.mean(margins(Rounds(wild, wild), 50, rng) * 1.05 > 1) < 0.5
 
 
+@pytest.mark.slow
 def test_a_selftest_of_this_host_is_remembered(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = selftest(Subject.of(CONTROL), rounds=16)

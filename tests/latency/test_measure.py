@@ -173,7 +173,8 @@ def test_what_a_runtime_prints_does_not_reach_the_answers(tmp_path):
     assert json.loads(done.stdout)["key"] == this_host().key
 
 
-def test_the_machine_is_measured_on_by_one_at_a_time(caplog):
+def test_the_machine_is_measured_on_by_one_at_a_time(caplog, monkeypatch):
+    monkeypatch.setattr("latency.lock._PATIENCE_S", 0.05)
     order = []
 
     def second():
@@ -205,6 +206,33 @@ def test_two_commands_queue_for_the_machine():
 def test_trainings_share_the_machine():
     with timing_lock(shared=True), timing_lock(shared=True):
         pass
+
+
+def test_trainings_that_overlap_do_not_keep_a_measurement_out():
+    stop, turns = threading.Event(), []
+
+    def train(first_s):
+        time.sleep(first_s)
+        while not stop.is_set():
+            with timing_lock(shared=True):
+                turns.append(first_s)
+                time.sleep(0.2)
+
+    trainings = [threading.Thread(target=train, args=(first_s,)) for first_s in (0.0, 0.1)]
+    for thread in trainings:
+        thread.start()
+    time.sleep(0.5)
+    try:
+        with timing_lock():
+            assert {0.0, 0.1} <= set(turns)
+            before = len(turns)
+            time.sleep(0.5)
+            assert len(turns) == before, "nobody trains while this measures"
+    finally:
+        stop.set()
+        for thread in trainings:
+            thread.join(timeout=5)
+    assert not any(thread.is_alive() for thread in trainings)
 
 
 def test_the_host_is_what_proc_says():

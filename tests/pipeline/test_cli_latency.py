@@ -150,6 +150,7 @@ def test_calibrate(cli):
     assert 1.40 <= json.loads(done.stdout)["limit_ms"] <= 1.46
 
 
+@pytest.mark.slow
 def test_doctor_shows_the_last_selftest(cli, tmp_path):
     cache = {"XDG_CACHE_HOME": str(tmp_path)}
     done = cli("doctor", env=cache)
