@@ -5,6 +5,7 @@ Run as `python -P -m export.all_in`: one request (JSON) on stdin, one answer on 
 
 import io
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from latency.runners import open_session
 
 IMAGES = 100
 PROCESSES = 5
+_TIMEOUT_S = 600
 PARTS = ("read", "decode", "resize", "infer")
 _HERE = Path(__file__).resolve().parent
 MODULES = {
@@ -74,21 +76,34 @@ class AllIn:
 def measure_all_in(
     artifact: Artifact, preprocess: Preprocess, paths: Sequence[Path], threads: int, machine: Machine = LOCAL
 ) -> AllIn:
-    """Time up to IMAGES of `paths`, taken evenly, in PROCESSES fresh processes. Raises ExportError, LatencyError."""
+    """Time up to IMAGES of `paths`, taken evenly, in PROCESSES fresh processes. Raises ImageError for a file that
+    cannot be read, ExportError, LatencyError."""
     chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(IMAGES, len(paths))).round().astype(int)]
-    request = {
-        "path": machine.place(list(artifact.files))[0],
-        "runtime": artifact.runtime,
-        "precision": artifact.precision,
-        "threads": threads,
-        "preprocess": preprocess.as_dict(),
-        "images": machine.place(chosen),
-    }
-    command, environment = machine.command("export.all_in")
+    for path in chosen:
+        preprocess.load(path)
     answers = []
     with machine.lock():
+        request = {
+            "path": machine.place(list(artifact.files))[0],
+            "runtime": artifact.runtime,
+            "precision": artifact.precision,
+            "threads": threads,
+            "preprocess": preprocess.as_dict(),
+            "images": machine.place(chosen),
+        }
+        command, environment = machine.command("export.all_in")
         for _ in range(PROCESSES):
-            done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=environment)
+            try:
+                done = subprocess.run(
+                    command,
+                    input=json.dumps(request),
+                    capture_output=True,
+                    text=True,
+                    env=environment,
+                    timeout=_TIMEOUT_S,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise ExportError(f"{artifact.path}: {len(chosen)} images took over {_TIMEOUT_S} s all in") from error
             if done.returncode:
                 told = done.stderr.strip()
                 last = told.splitlines()[-1] if told else f"code {done.returncode}"
@@ -104,6 +119,7 @@ def measure_all_in(
 
 
 def _run(request: dict[str, Any]) -> dict[str, Any]:
+    signal.alarm(_TIMEOUT_S)  # ends this process where nobody else can: on a board that lost us
     start = time.perf_counter()
     session = open_session(Path(request["path"]), request["runtime"], request["precision"], request["threads"])
     preprocess = Preprocess(**request["preprocess"])

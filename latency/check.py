@@ -1,15 +1,15 @@
 """Has a file become slower? A regression check that may stand in CI.
 
 Head and base are timed in the same fresh processes on the same host, the base twice: what its two copies seem to
-differ by is the host's own noise, and with the slowdown that is allowed it makes the threshold. A slowdown fails the
-check only when a second set of fresh processes confirms it. Each of the two looks spends half of a 1 % error.
+differ by is the host's own noise, which raises the threshold where it is larger than what is allowed. A slowdown fails
+the check only when a second set of fresh processes confirms it. Each of the two looks spends half of a 1 % error.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from latency import FORMAT
-from latency.compare import LEAST_PROCESSES, PLAN, Interval, interval, log_ratios, unpaired, unrest
+from latency.compare import LEAST_PROCESSES, PLAN, SAME, Interval, interval, log_ratios, must_agree, unpaired, unrest
 from latency.host import KEYS, Host
 from latency.machine import LOCAL, Machine
 from latency.measure import Tick, measure
@@ -18,7 +18,8 @@ from latency.records import Measurement, Subject
 ALLOWED = 0.02
 """Slowdown that is let through, unless said otherwise."""
 BETWEEN_RUNS = 0.03
-"""Least threshold against a stored baseline: two runs of one file agree within this (ci/bench/latency_bench.py)."""
+"""The least that is allowed against a stored baseline: two runs of one file agree within this
+(ci/bench/latency_bench.py)."""
 PROCESSES = 12
 
 
@@ -35,9 +36,10 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Check:
-    """pass: the head is at most `threshold` times as slow as the base. fail: it is slower, twice. Else inconclusive.
+    """pass: the head is at most 1 + allowed times as slow as the base. fail: it is slower than the threshold, twice.
+    Else inconclusive.
 
-    ratio, low, high: head/base and its bounds; threshold: 1 + the larger of what is allowed and the host's noise.
+    ratio, low, high: head/base and its bounds; threshold: 1 + allowed, or the host's own noise where that is larger.
     """
 
     verdict: str
@@ -50,17 +52,17 @@ class Check:
     format: int = FORMAT
 
 
-def threshold_of(noise: Sequence[float], allowed: float) -> float:
-    """The larger of what is allowed and the outer bound of the ratio that two copies of one file seem to have."""
-    found = interval(noise)
-    return max(1 + allowed, found.high, 1 / found.low)
+def threshold_of(noise: Interval, allowed: float) -> float:
+    """The larger of what is allowed and the outer bound of the ratio that a file seems to have to itself."""
+    return max(1 + allowed, noise.high, 1 / noise.low)
 
 
-def decide(sets: Sequence[Interval], whole: Interval, threshold: float, processes: int) -> Check:
+def decide(sets: Sequence[Interval], whole: Interval, threshold: float, allowed: float, processes: int) -> Check:
     """The verdict on head/base: `sets` holds its bounds from each set of processes so far, one or two; `whole` those
-    of all together. With one set, a fail waits for the second."""
+    of all together. With one set, a fail waits for the second. Noise never makes a pass: it raises the threshold of a
+    fail, and a pass must keep what is allowed."""
     reasons: tuple[str, ...] = ()
-    if whole.high <= threshold:
+    if whole.high <= 1 + allowed:
         verdict = "pass"
     elif len(sets) > 1 and all(i.low > threshold for i in sets):
         verdict = "fail"
@@ -68,12 +70,17 @@ def decide(sets: Sequence[Interval], whole: Interval, threshold: float, processe
             f"{whole.ratio - 1:.1%} slower than the base (99 % bounds {whole.low - 1:.1%} to {whole.high - 1:.1%}), "
             f"over the threshold of {threshold - 1:.1%}, and confirmed in fresh processes",
         )
+    elif threshold > 1 + allowed:
+        verdict = "inconclusive"
+        reasons = (
+            f"on this host a file seems to differ from itself by up to {threshold - 1:.1%}, more than the "
+            f"{allowed:.1%} that are allowed: take more processes, a quieter host, or allow more",
+        )
     else:
         verdict = "inconclusive"
         bounds = " and ".join(f"{i.low:.3f} to {i.high:.3f}" for i in sets)
         reasons = (
-            f"the bounds of the ratio ({bounds}) do not settle on one side of the threshold {threshold:.3f}: take more "
-            "processes, on a quieter host",
+            f"the bounds of the ratio ({bounds}) do not settle on one side of {1 + allowed:.3f}: take more processes",
         )
     return Check(verdict, whole.ratio, whole.low, whole.high, threshold, processes, reasons)
 
@@ -101,6 +108,7 @@ def check(
     base, the head and the base again, once or twice. Raises LatencyError."""
     if few := _too_few(processes):
         return few, []
+    must_agree(head, base)
     taken: list[Measurement] = []
     sets: list[Rounds] = []
     while True:
@@ -110,8 +118,9 @@ def check(
         if disturbed := unrest(arms[0]):
             return _cannot(f"{disturbed}; the check says nothing of the file", len(sets) * processes), taken
         whole = sum(sets[1:], sets[0])
-        bounds, threshold = interval(whole.head), threshold_of(whole.noise, allowed)
-        verdict = decide([interval(s.head) for s in sets], bounds, threshold, len(whole.head))
+        threshold = threshold_of(interval(whole.noise), allowed)
+        bounds = [interval(s.head) for s in sets]
+        verdict = decide(bounds, interval(whole.head), threshold, allowed, len(whole.head))
         if verdict.verdict == "pass" or len(sets) == 2:
             return verdict, taken
 
@@ -126,10 +135,12 @@ def check_stored(
 ) -> tuple[Check, list[Measurement]]:
     """The head, timed now, against a stored measurement, both in units of the control.
 
-    Inconclusive wherever the two cannot be compared: another host, runtime version, precision or threads.
+    At least BETWEEN_RUNS is allowed. Inconclusive wherever the two cannot be compared: another host, runtime version,
+    precision or threads.
     """
     if few := _too_few(min(processes, len(base.runs))):
         return few, []
+    allowed = max(allowed, BETWEEN_RUNS)
     now, then = machine.host(), Host.from_dict(base.host)
     if now.key != then.key:
         differing = [k for k in KEYS if getattr(now, k) != getattr(then, k)]
@@ -138,7 +149,7 @@ def check_stored(
             f"the baseline was measured on another host ({told}); it says nothing here: measure the base on this one",
             0,
         ), []
-    for key in ("runtime", "precision", "threads", "batch", "pin"):
+    for key in ("runtime", "precision", *SAME):
         stored, ours = getattr(base.subject, key), getattr(head, key)
         if stored != ours:
             return _cannot(f"the baseline was measured with {key} {stored}, the head would be with {ours}", 0), []
@@ -147,13 +158,11 @@ def check_stored(
         taken += measure([head], processes, base.plan, machine, tick=tick)
         if disturbed := base.unrest or taken[-1].unrest:
             return _cannot(f"{disturbed}; the check says nothing of the file", len(taken) * processes), taken
-        runs = [m.runs for m in taken]
-        whole = tuple(r for some in runs for r in some)
-        verdict = decide(
-            [unpaired(base.runs, some) for some in runs],
-            unpaired(base.runs, whole),
-            1 + max(allowed, BETWEEN_RUNS),
-            len(whole),
-        )
+        sets = [unpaired(base.runs, m.runs) for m in taken]
+        runs = tuple(r for m in taken for r in m.runs)
+        threshold = 1 + allowed
+        if len(taken) == 2:  # what two runs of one file differ by
+            threshold = threshold_of(unpaired(taken[0].runs, taken[1].runs), allowed)
+        verdict = decide(sets, unpaired(base.runs, runs), threshold, allowed, len(runs))
         if verdict.verdict == "pass" or len(taken) == 2:
             return verdict, taken

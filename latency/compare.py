@@ -7,7 +7,8 @@ mean of the logarithms, with a bootstrap interval (BCa, Efron & Tibshirani 1993,
 """
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -25,6 +26,8 @@ PROCESSES = 16
 LEAST_PROCESSES = 8
 """Fewer leave the bootstrap too little to draw from."""
 BAND = 0.02
+SAME = ("threads", "batch", "pin")
+"""What two files must have in common to be compared."""
 PLAN = Plan(samples=200, seconds=1.0)
 _TRIM = 0.1
 """Share of the processes left out at each end: one that a neighbour hit must not decide."""
@@ -45,9 +48,9 @@ class Comparison:
     """faster, slower: B against A, the bounds leave out 1. same: the bounds lie within the band. Else inconclusive."""
 
     verdict: str
-    ratio: float
-    low: float
-    high: float
+    ratio: float | None
+    low: float | None
+    high: float | None
     band: float
     processes: int
     reasons: tuple[str, ...] = field(default=())
@@ -85,34 +88,34 @@ def _expanded(n: int) -> float:
 
 def interval(logs: Sequence[float]) -> Interval:
     """The typical ratio behind `logs`, one for each process, with its bounds."""
-    from scipy.stats import bootstrap
-
     values = np.asarray(logs, dtype=float)
-    point = float(_typical(values))
-    if np.ptp(values) == 0:  # nothing to draw from
-        return Interval(*np.exp([point] * 3).tolist())
-    found = bootstrap(
-        (values,), _typical, confidence_level=_expanded(len(values)), n_resamples=_RESAMPLES, method="BCa", rng=0
-    ).confidence_interval
-    return Interval(*np.exp([point, found.low, found.high]).tolist())
+    return _bounds((values,), _typical, float(_typical(values)))
 
 
 def unpaired(a: Sequence[ProcessRun], b: Sequence[ProcessRun]) -> Interval:
     """B against A, each timed in processes of its own, both in units of the control."""
+    logs = tuple(np.log([r.normalised_p50 for r in runs]) for runs in (a, b))
+
+    def difference(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        return _typical(y, axis) - _typical(x, axis)
+
+    return _bounds(logs, difference, float(difference(logs[0], logs[1])))
+
+
+def _bounds(samples: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray], point: float) -> Interval:
     from scipy.stats import bootstrap
 
-    logs = [np.log([r.normalised_p50 for r in runs]) for runs in (a, b)]
-    point = float(_typical(logs[1]) - _typical(logs[0]))
-    if all(np.ptp(values) == 0 for values in logs):
+    if all(np.ptp(values) == 0 for values in samples):  # nothing to draw from
         return Interval(*np.exp([point] * 3).tolist())
-    found = bootstrap(
-        logs,
-        lambda x, y, axis=-1: _typical(y, axis) - _typical(x, axis),
-        confidence_level=_expanded(min(len(a), len(b))),
-        n_resamples=_RESAMPLES,
-        method="BCa",
-        rng=0,
-    ).confidence_interval
+    level = _expanded(min(len(values) for values in samples))
+    for method in ("BCa", "percentile"):  # BCa has no answer where all but one are equal
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = bootstrap(
+                samples, statistic, confidence_level=level, n_resamples=_RESAMPLES, method=method, rng=0
+            ).confidence_interval
+        if math.isfinite(found.low) and math.isfinite(found.high):
+            break
     return Interval(*np.exp([point, found.low, found.high]).tolist())
 
 
@@ -133,8 +136,6 @@ def conclude(found: Interval, band: float, processes: int, disturbed: str | None
     reasons: tuple[str, ...] = ()
     if disturbed:
         verdict, reasons = "inconclusive", (f"{disturbed}; end what else runs here and compare again",)
-    elif processes < LEAST_PROCESSES:
-        verdict, reasons = "inconclusive", (f"{processes} processes are too few: take {LEAST_PROCESSES} or more",)
     elif found.low >= 1 / (1 + band) and found.high <= 1 + band:
         verdict = "same"
     elif found.low > 1:
@@ -159,8 +160,18 @@ def compare(
     tick: Tick = lambda done, total: None,
 ) -> tuple[Comparison, list[Measurement]]:
     """B against A, in `processes` fresh processes. Raises LatencyError, InputError where threads or CPUs differ."""
-    if (a.threads, a.pin) != (b.threads, b.pin):
-        raise InputError("two files are compared with the same threads and CPUs")
+    must_agree(a, b)
+    if processes < LEAST_PROCESSES:
+        reason = f"{processes} processes are too few: take {LEAST_PROCESSES} or more"
+        return Comparison("inconclusive", None, None, None, band, processes, (reason,)), []
     measured = measure([a, b], processes, PLAN, machine, together=True, tick=tick)
     logs = log_ratios(*measured)
     return conclude(interval(logs), band, processes, unrest(measured[0])), measured
+
+
+def must_agree(a: Subject, b: Subject) -> None:
+    """Raises InputError where two files would not be run alike."""
+    for name in SAME:
+        ours, theirs = getattr(a, name), getattr(b, name)
+        if ours != theirs:
+            raise InputError(f"{a.path} with {name} {ours}, {b.path} with {theirs}: give both the same")

@@ -35,13 +35,15 @@ _ISA = (
     "sve",
 )
 """Flags of /proc/cpuinfo that decide which kernels a runtime picks (x86-64 and arm64)."""
-KEYS = ("cpu", "isa", "cores", "governor", "versions")
+KEYS = ("cpu", "model", "isa", "cores", "governor", "versions")
 """Two hosts that agree in these may share timings."""
 _PACKAGES = ("numpy", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
 class Host:
+    """model: what tells CPUs of one name apart, as far as the system says it."""
+
     cpu: str
     isa: tuple[str, ...]
     cores: int
@@ -50,6 +52,7 @@ class Host:
     system: str
     python: str
     versions: dict[str, str]
+    model: str = ""
     format: int = FORMAT
 
     @property
@@ -86,6 +89,7 @@ def this_host() -> Host:
         memory_mib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
+        model=_model(info),
         versions={p: v for p in _PACKAGES if (v := _version(p))},
     )
 
@@ -96,6 +100,25 @@ def _cpuinfo() -> dict[str, str]:
         return {}
     first = path.read_text(errors="replace").split("\n\n")[0]
     return {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in first.splitlines())}
+
+
+def _model(info: dict[str, str]) -> str:
+    """Of /proc/cpuinfo (x86-64: a cloud may mask the name; arm64: there is no name), and of a board."""
+    keys = (
+        "cpu family",
+        "model",
+        "stepping",
+        "cache size",
+        "CPU implementer",
+        "CPU part",
+        "CPU variant",
+        "CPU revision",
+    )
+    told = [f"{key} {info[key]}" for key in keys if key in info]
+    board = Path("/proc/device-tree/model")
+    if board.is_file():
+        told.append(board.read_text(errors="replace").strip("\0\n"))
+    return ", ".join(told)
 
 
 def _version(package: str) -> str | None:

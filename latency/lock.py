@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from latency.errors import LatencyError
+
 _FOLDER = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())  # TMPDIR may differ between users
 LOCK = _FOLDER / "edgebuild-timing.lock"
 _QUEUE = LOCK.with_suffix(".queue")
@@ -20,31 +22,44 @@ _log = logging.getLogger(__name__)
 
 
 def hold_lock(shared: bool = False) -> int:
-    """Wait for the machine; it is ours until the descriptor is closed, or this process ends."""
-    told = "waiting for another measurement or training of edgebuild on this machine (%s)"
-    timer = threading.Timer(_PATIENCE_S, _log.warning, (told, LOCK))
-    timer.daemon = True
+    """Wait for the machine; it is ours until the descriptor is closed, or this process ends. Raises LatencyError."""
     queue, descriptor = _open(_QUEUE), _open(LOCK)
-    timer.start()
     try:
-        fcntl.flock(queue, fcntl.LOCK_EX)
-        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        with said_when_long(f"waiting for another measurement or training of edgebuild on this machine ({LOCK})"):
+            fcntl.flock(queue, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     except BaseException:
         os.close(descriptor)
         raise
     finally:
-        timer.cancel()
         os.close(queue)
     return descriptor
+
+
+@contextmanager
+def said_when_long(message: str) -> Iterator[None]:
+    """Log `message` once, if the body takes longer than a moment."""
+    timer = threading.Timer(_PATIENCE_S, _log.warning, ("%s", message))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _open(path: Path) -> int:
     # Opened for reading only: flock needs no more, and another user's lock file is not writable. Created only where it
     # is missing: Linux refuses O_CREAT on another user's file in a sticky folder (fs.protected_regular).
     try:
-        return os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+        try:
+            return os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+            os.fchmod(descriptor, 0o644)  # whatever the umask: others must be able to wait for it
+            return descriptor
+    except PermissionError as error:
+        raise LatencyError(f"{path}: the timing lock cannot be opened; have its owner remove it") from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The machine that a file is timed on: this one, or one reached by SSH (`latency.ssh`).
+"""The machine that a file is timed on: this one, or one reached by SSH (`latency.target`).
 
 A machine starts `latency.worker` processes, makes files visible to them, and has a lock of its own.
 """
@@ -19,15 +19,17 @@ from typing import Any, Protocol
 from latency.errors import InputError, LatencyError
 from latency.host import Host, this_host
 from latency.lock import timing_lock
-from latency.records import ProcessRun, Subject
+from latency.records import ProcessRun, Subject, model_files
 from latency.runners.kernel import Kernel
-from latency.sampling import Plan
+from latency.sampling import BLOCK, Plan
 
 CONTROL = Path(__file__).with_name("control.onnx")
 """A small fixed network, timed along with every file: what changes in it is the host's doing."""
 _ROOT = Path(__file__).resolve().parent.parent
-_TIMEOUT_S = 120.0
-"""A process that has not answered by then hangs; loading and a few seconds of samples take less."""
+SILENCE_S = 120
+"""A process that gave no sign of life for so long hangs. There is one after each block of 11 inferences."""
+_GRACE_S = 10
+"""The process ends itself that much later than it is ended from here."""
 
 
 class Machine(Protocol):
@@ -76,11 +78,12 @@ class Worker:
 
     def __init__(self, machine: Machine = LOCAL) -> None:
         self._machine = machine
+        self._unread = b""
         command, environment = machine.command("latency.worker")
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close; a pipe that nobody reads would fill)
         try:
             self._process: Any = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=environment, text=True
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=environment
             )
         except FileNotFoundError as error:
             raise LatencyError(f"{command[0]} is not installed here") from error
@@ -119,35 +122,56 @@ class Worker:
         return [Kernel(**k) for k in self.ask("profile", [subject], runs=runs)["kernels"]]
 
     def ask(
-        self, do: str, subjects: list[Subject], timeout_s: float | None = _TIMEOUT_S, **more: Any
+        self,
+        do: str,
+        subjects: Sequence[Subject] = (),
+        silence_s: int | None = SILENCE_S,
+        next_within_s: int | None = None,
+        **more: Any,
     ) -> dict[str, Any]:
-        """Raises LatencyError, in the words of the answer where there is one."""
+        """The answer of `latency.worker`. Raises LatencyError, in the words of the answer where there is one."""
         placed = [replace(s, path=self._machine.place(model_files(Path(s.path)))[0]) for s in subjects]
         what = ", ".join(dict.fromkeys(s.path for s in subjects)) or f"the request {do!r}"
-        request = {"do": do, "subjects": [asdict(s) for s in placed], **more}
-        answer = json.loads(self._exchange(json.dumps(request), what, timeout_s))
+        limits = {"silence_s": silence_s and silence_s + _GRACE_S, "next_within_s": next_within_s}
+        request = {"do": do, "subjects": [asdict(s) for s in placed], **limits, **more}
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise LatencyError(self._died(what)) from None
+        while not (line := self._line(what, silence_s)):
+            pass  # a sign of life
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            told = line.decode(errors="replace")[:80]
+            raise LatencyError(
+                f"{what}: {told!r} came before the answer: let no start-up file of a shell or of Python print there"
+            ) from error
         if "error" not in answer:
-            return dict(answer)
+            return answer
         message = answer["error"]
         for ours, theirs in zip(subjects, placed, strict=True):
             message = message.replace(theirs.path, ours.path)
         raise InputError(message) if answer["input"] else LatencyError(message)
 
-    def _exchange(self, line: str, what: str, timeout_s: float | None) -> str:
-        try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise LatencyError(self._died(what)) from None
+    def _line(self, what: str, silence_s: int | None) -> bytes:
+        """The next line, without its end."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
-            if not selector.select(timeout_s):
-                self._process.kill()
-                raise LatencyError(f"{what}: the timing process gave no answer within {timeout_s:.0f} s; it was ended")
-        answer: str = self._process.stdout.readline()
-        if not answer.endswith("\n"):  # nothing, or the half of an answer
-            raise LatencyError(self._died(what))
-        return answer
+            while b"\n" not in self._unread:
+                if not selector.select(silence_s):
+                    self._process.kill()
+                    raise LatencyError(
+                        f"{what}: the timing process gave no sign of life for {silence_s} s; it was ended. It hangs, "
+                        f"or {BLOCK} inferences take longer than that"
+                    )
+                data = os.read(self._process.stdout.fileno(), 2**16)
+                if not data:
+                    raise LatencyError(self._died(what))
+                self._unread += data
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
 
     def _died(self, what: str) -> str:
         code = self._process.wait()
@@ -156,9 +180,3 @@ class Worker:
         if problem := self._machine.problem(told):
             return f"{what}: {problem}"
         return f"{what}: the timing process died with code {code}" + (f": {told.splitlines()[-1]}" if told else "")
-
-
-def model_files(path: Path) -> list[Path]:
-    """A model, and the weights beside it where it keeps them there."""
-    weights = path.with_suffix(".bin")
-    return [path, weights] if path.suffix == ".xml" and weights.is_file() else [path]

@@ -24,7 +24,7 @@ between the extremes of eight processes, and less between their quartiles."""
 @dataclass(frozen=True)
 class Subject:
     """A file and how it is run. batch: for a file whose first dimension is open. pin: the CPUs that the process is
-    held to. sha256 is of the file itself, followed by that of its weights for OpenVINO's .xml."""
+    held to. sha256 is of the file and of weights that lie beside it."""
 
     path: str
     runtime: str
@@ -51,7 +51,9 @@ class Subject:
 @dataclass(frozen=True)
 class ProcessRun:
     """What one process saw of a file, in milliseconds and MiB, in the order of time, in blocks of `block`; the
-    control's blocks were taken in turn with the file's. clock_ns: the clock's smallest step."""
+    control's blocks were taken in turn with the file's. load_ms: with the runtime's import where it was the first file.
+    peak_mib: of the process before the control was loaded, with all files that it timed. clock_ns: the clock's
+    smallest step."""
 
     load_ms: float
     cold_ms: float
@@ -199,12 +201,24 @@ def quartile_ratio(values: Sequence[float] | np.ndarray) -> float:
     return float(high / low)
 
 
-def file_hash(path: Path) -> str:
-    """sha256 of a file; an OpenVINO .xml counts together with the .bin of its weights. Raises InputError."""
+def model_files(path: Path) -> list[Path]:
+    """A model, and the files beside it in which it keeps weights: OpenVINO's .bin, ONNX's external data. The latter
+    are found by their names in the file, as the format stores them. Raises InputError where there is no such file."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    digest = hashlib.sha256(path.read_bytes())
     weights = path.with_suffix(".bin")
-    if path.suffix == ".xml" and weights.is_file():
-        digest.update(weights.read_bytes())
+    if path.suffix == ".xml":
+        return [path, weights] if weights.is_file() else [path]
+    data = path.read_bytes()
+    if b"location" not in data:  # the key under which a tensor names its file
+        return [path]
+    beside = sorted(p for p in path.parent.iterdir() if p != path and p.is_file() and p.name.encode() in data)
+    return [path, *beside]
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a model, weights beside it included. Raises InputError."""
+    digest = hashlib.sha256()
+    for file in model_files(path):
+        digest.update(file.read_bytes())
     return digest.hexdigest()

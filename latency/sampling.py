@@ -8,6 +8,8 @@ from statistics import median
 
 Clock = Callable[[], int]
 Step = Callable[[], object]
+Beat = Callable[[], None]
+"""Called between blocks: a sign of life of a long timing."""
 BLOCK = 10
 """Inferences in a row before the next one's turn."""
 _STEADY = 0.03
@@ -33,19 +35,22 @@ def time_once(step: Step, clock: Clock = time.perf_counter_ns) -> float:
     return (clock() - start) / 1e6
 
 
-def warm_up(step: Step, plan: Plan, clock: Clock = time.perf_counter_ns) -> int:
+def warm_up(step: Step, plan: Plan, clock: Clock = time.perf_counter_ns, beat: Beat = lambda: None) -> int:
     """Call `step` in blocks until two neighbouring ones take alike or the time is up; the number of calls."""
     deadline = clock() + int(plan.warmup_seconds * 1e9)
     previous, count = math.nan, 0  # nothing is near to nan
     while True:
         current = median(time_once(step, clock) for _ in range(BLOCK))
         count += BLOCK
+        beat()
         if abs(current - previous) <= _STEADY * previous or clock() >= deadline:
             return count
         previous = current
 
 
-def take_turns(steps: Sequence[Step], plan: Plan, clock: Clock = time.perf_counter_ns) -> list[list[float]]:
+def take_turns(
+    steps: Sequence[Step], plan: Plan, clock: Clock = time.perf_counter_ns, beat: Beat = lambda: None
+) -> list[list[float]]:
     """Milliseconds of each call of each step, in blocks that go forth and back (A B B A), so that a drift of the host
     falls on all alike. Before a block one call is not timed: the step before has emptied the caches."""
     samples: list[list[float]] = [[] for _ in steps]
@@ -54,6 +59,7 @@ def take_turns(steps: Sequence[Step], plan: Plan, clock: Clock = time.perf_count
     while len(first) < plan.samples and (len(first) < plan.least or clock() < deadline):
         for order in (forth, forth[::-1]):
             for i in order:
+                beat()
                 steps[i]()
                 samples[i].extend(time_once(steps[i], clock) for _ in range(BLOCK))
             if plan.hopeless_ms is not None and len(first) == BLOCK and min(first) > plan.hopeless_ms:

@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import tarfile
+import threading
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,20 +22,24 @@ from urllib.parse import urlsplit
 
 from latency.errors import InputError, LatencyError
 from latency.host import Host
+from latency.lock import said_when_long
 from latency.machine import LOCAL, Machine, Worker
 
 _HERE = Path(__file__).resolve().parent
 _KEPT = 8
-"""Sets of files left on the board; older ones are deleted, so that a search of hundreds of candidates fills no disk."""
+"""Sets of files that one command leaves on the board; older ones are deleted, so that a search of hundreds of
+candidates fills no disk. What lies there for a day is deleted by the next command."""
+_LOCK_S, _PULSE_S = 60, 15
 _OPTIONS = ("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=3")
 _PROBLEMS = {
     "Host key verification failed": "its host key is unknown or has changed; connect once by hand (ssh) and check the "
     "fingerprint",
-    "Permission denied": "it refuses our key; try `ssh` by hand, or set one up with ssh-copy-id",
+    "Permission denied (": "it refuses our key; try `ssh` by hand, or set one up with ssh-copy-id",
     "Could not resolve": "no such host; check the name in target",
     "Connection refused": "nothing listens on that port; check the port in target, and sshd there",
+    "No route to host": "it cannot be reached; check the network and the address in target",
     "Connection timed out": "it does not answer; check the network and the address in target",
-    "closed by remote host": "the connection was lost; measure again",
+    "closed by": "the connection was lost; measure again",
     "Connection reset": "the connection was lost; measure again",
     "Broken pipe": "the connection was lost; measure again",
     "not responding": "the connection was lost; measure again",
@@ -66,6 +71,12 @@ def machine_of(target: str, modules: Mapping[str, Path] | None = None) -> Machin
     return SshMachine(destination, port, url.path or "python3", modules or {})
 
 
+def _keep(holder: Worker, done: threading.Event) -> None:
+    with contextlib.suppress(LatencyError):  # a lost connection is told when the lock is given back
+        while not done.wait(_PULSE_S):
+            holder.ask("ping", silence_s=_LOCK_S, next_within_s=_LOCK_S)
+
+
 class SshMachine:
     def __init__(self, destination: str, port: int | None, python: str, modules: Mapping[str, Path]) -> None:
         self._destination, self._python, self._modules = destination, python, modules
@@ -90,9 +101,18 @@ class SshMachine:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
+        """Held by a process there, which lets it go when it is not told once a minute that we are still here."""
+        done = threading.Event()
         with Worker(self) as holder:
-            holder.ask("lock", [], timeout_s=None)
-            yield
+            with said_when_long(f"waiting for another measurement or training on {self._destination}"):
+                holder.ask("lock", silence_s=None, next_within_s=_LOCK_S)
+            pulse = threading.Thread(target=_keep, args=(holder, done), daemon=True)
+            pulse.start()
+            try:
+                yield
+            finally:
+                done.set()
+                pulse.join()
             if not holder.alive:
                 raise LatencyError(
                     f"{self._destination}: the connection that held the timing lock was lost, so another measurement "
@@ -119,7 +139,8 @@ class SshMachine:
         """The cache folder there, with the zipapp in it."""
         folder = '"${XDG_CACHE_HOME:-$HOME/.cache}/edgebuild"'
         part = f"{self._app}.$$"
-        script = f"mkdir -p {folder} && cd {folder} && cat > {part} && mv {part} {self._app} && pwd"
+        clean = "find . -mindepth 1 -maxdepth 1 -mtime +1 -exec rm -rf {} +"  # what earlier commands left
+        script = f"mkdir -p {folder} && cd {folder} && {clean} && cat > {part} && mv {part} {self._app} && pwd"
         return self._run(script, self._zipapp).decode().strip().splitlines()[-1]
 
     @property
@@ -142,11 +163,11 @@ class SshMachine:
         for key in old:
             del self._placed[key]
         clean = f"rm -rf {' '.join(shlex.quote(f'{self._home}/{key}') for key in old)} && " if old else ""
-        part, there = shlex.quote(f"{folder}.part"), shlex.quote(folder)
-        self._run(
-            f"{clean}rm -rf {part} && mkdir {part} && tar xf - -C {part} && rm -rf {there} && mv {part} {there}",
-            archive,
-        )
+        there = shlex.quote(folder)
+        part = f"{there}.$$"
+        fresh = f"mkdir {part} && tar xf - -C {part} && mv {part} {there}"
+        # What is there is left alone: another command may be reading it.
+        self._run(f"{clean}if [ -d {there} ]; then touch {there} && cat > /dev/null; else {fresh}; fi", archive)
 
     def _run(self, script: str, data: bytes) -> bytes:
         try:

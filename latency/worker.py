@@ -1,8 +1,10 @@
 """The process that times: `python -P -m latency.worker`.
 
-Reads one request a line from stdin (JSON), answers one line on stdout. One request and end of input: a fresh process.
-Many: the warm process of a search. What cannot be timed is answered with {"error": ..., "input": whether it was what
-was given}. The requests are the keys of _ANSWERS.
+Reads one request a line from stdin (JSON), answers one line on stdout, with empty lines before it as signs of life. One
+request and end of input: a fresh process. Many: the warm process of a search. What cannot be timed is answered with
+{"error": ..., "input": whether it was what was given}. The requests are the keys of _ANSWERS, each with "silence_s":
+after so long without a sign of life this process ends itself, since whoever asked may be out of reach (null: never);
+and "next_within_s": the same for the time until the next request.
 """
 
 import contextlib
@@ -10,6 +12,7 @@ import gc
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +25,7 @@ from latency.host import this_host
 from latency.lock import hold_lock
 from latency.records import ProcessRun, Subject
 from latency.runners import Session, open_session, random_input, runner
-from latency.sampling import Plan, Step, slow_down, take_turns, tick_ns, time_once, warm_up
+from latency.sampling import Beat, Plan, Step, slow_down, take_turns, tick_ns, time_once, warm_up
 
 Answer = dict[str, Any]
 _controls: dict[tuple[str, int], Session] = {}
@@ -30,25 +33,25 @@ _controls: dict[tuple[str, int], Session] = {}
 _allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
-def time_files(request: Answer) -> Answer:
+def time_files(request: Answer, beat: Beat) -> Answer:
     """{"subjects": [...], "plan": ..., "control": path, "slowdowns": [...]}: one ProcessRun for each subject, all
     timed in turn, with the control of the first one's runtime and threads. slowdowns: see `sampling.slow_down`."""
     subjects, plan = [Subject(**s) for s in request["subjects"]], Plan(**request["plan"])
     _pin(subjects[0].pin)
-    started = [_start(s, plan) for s in subjects]
+    started = [_start(s, plan, beat) for s in subjects]
     peak_mib = _peak_mib()
     first = subjects[0]
     key = (first.runtime, first.threads)
     if key not in _controls:
         _controls[key] = open_session(Path(request["control"]), first.runtime, "f32", first.threads)
     control = _step(_controls[key])
-    warm_up(control, plan)
+    warm_up(control, plan, beat=beat)
     try:
         steps = [
             slow_down(step, share) if share else step
             for (_, step, _), share in zip(started, request["slowdowns"], strict=True)
         ]
-        *taken, control_ms = take_turns([*steps, control], plan)
+        *taken, control_ms = take_turns([*steps, control], plan, beat=beat)
     except Exception as error:  # a runtime may fail in its own words
         raise LatencyError(f"{first.path}: {first.runtime} failed while running it: {error}") from error
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
@@ -67,7 +70,7 @@ def time_files(request: Answer) -> Answer:
     return {"runs": [asdict(r) for r in runs]}
 
 
-def _start(subject: Subject, plan: Plan) -> tuple[Session, Step, dict[str, Any]]:
+def _start(subject: Subject, plan: Plan, beat: Beat) -> tuple[Session, Step, dict[str, Any]]:
     """Load, first inference, warm-up."""
     began = time.perf_counter_ns()
     session = open_session(Path(subject.path), subject.runtime, subject.precision, subject.threads, subject.batch)
@@ -75,7 +78,7 @@ def _start(subject: Subject, plan: Plan) -> tuple[Session, Step, dict[str, Any]]
     step = _step(session)
     try:
         cold_ms = time_once(step)
-        warmup = warm_up(step, plan)
+        warmup = warm_up(step, plan, beat=beat)
     except Exception as error:  # a runtime may fail at the first inference in its own words
         raise LatencyError(f"{subject.path}: {subject.runtime} failed while running it: {error}") from error
     return session, step, {"load_ms": load_ms, "cold_ms": cold_ms, "warmup": warmup}
@@ -110,7 +113,7 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def profile_file(request: Answer) -> Answer:
+def profile_file(request: Answer, beat: Beat) -> Answer:
     """{"subjects": [one], "runs": n}: its kernels."""
     subject = Subject(**request["subjects"][0])
     _pin(subject.pin)
@@ -121,21 +124,26 @@ def profile_file(request: Answer) -> Answer:
     return {"kernels": [asdict(k) for k in kernels]}
 
 
-def describe_host(request: Answer) -> Answer:
+def describe_host(request: Answer, beat: Beat) -> Answer:
     return this_host().as_dict()
 
 
-def lock_machine(request: Answer) -> Answer:
+def lock_machine(request: Answer, beat: Beat) -> Answer:
     """Answers once this machine is ours, which it is for as long as this process lives."""
     hold_lock()
-    return {"locked": True}
+    return {}
 
 
-_ANSWERS: dict[str, Callable[[Answer], Answer]] = {
+def ping(request: Answer, beat: Beat) -> Answer:
+    return {}
+
+
+_ANSWERS: dict[str, Callable[[Answer, Beat], Answer]] = {
     "time": time_files,
     "profile": profile_file,
     "host": describe_host,
     "lock": lock_machine,
+    "ping": ping,
 }
 
 
@@ -153,12 +161,20 @@ def main() -> None:
     with _private_stdout() as answers:
         for line in sys.stdin:
             request = json.loads(line)
+
+            def beat(silence_s: int | None = request["silence_s"]) -> None:
+                answers.write("\n")
+                answers.flush()
+                signal.alarm(silence_s or 0)  # its default action ends a loop in native code too
+
+            beat()
             try:
-                answer = _ANSWERS[request["do"]](request)
+                answer = _ANSWERS[request["do"]](request, beat)
             except LatencyError as error:
                 answer = {"error": str(error), "input": isinstance(error, InputError)}
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
+            signal.alarm(request["next_within_s"] or 0)
             gc.collect()
 
 

@@ -85,6 +85,8 @@ def measure_command(
             raise PipelineError(
                 "--images: give one bundle's folder (it holds manifest.json): its preprocessing is timed"
             )
+        if any(option is not None for option in (runtime, precision, threads, batch, pin)):
+            raise PipelineError("--images: a bundle is timed as it will run; leave runtime, threads and the like out")
         all_in = _all_in(files[0], images, count, place)
     with progress("measuring") as tick:
         found = measure(subjects, processes, machine=place, tick=tick)
@@ -142,7 +144,8 @@ def compare_command(
     place = machine(target)
     with progress("comparing") as tick:
         found, measured = compare(first, second, processes, band, place, tick)
-    result = {**asdict(found), "measurements": [m.as_dict() for m in measured], "host": measured[0].host}
+    host = place.host().as_dict()
+    result = {**asdict(found), "measurements": [m.as_dict() for m in measured], "host": host}
     emit(result, as_json, lambda: show_comparison(result))
     return VERDICT_CODES.get(found.verdict, 0)
 
@@ -177,9 +180,12 @@ def check_command(
     from pipeline.regression import Arm, as_junit, as_markdown, built, check_arms, read_baseline, worst
     from pipeline.show_latency import progress, show_check
 
-    if sum(x is not None for x in (base or None, base_rev, baseline)) != 1:
+    for report in (markdown, junit):
+        if report and not report.parent.is_dir():
+            raise PipelineError(f"{report}: its folder does not exist; nothing was timed")
+    if sum(bool(x) for x in (base, base_rev, baseline)) != 1:
         raise PipelineError("give the base by one of --base FILE, --base-rev REV (with --build), --baseline JSON")
-    if (base_rev is None) != (build is None) or (head_rev and not build):
+    if bool(base_rev) != bool(build) or (head_rev and not build):
         raise PipelineError("--build, --base-rev and --head-rev go together: the command makes the files of a revision")
     place = machine(target)
 
@@ -201,11 +207,11 @@ def check_command(
         tick = stack.enter_context(progress("checking"))
         rows = check_arms(arms, allow, processes, place, tick)
     result = {"verdict": worst(rows), "files": rows, "host": place.host().as_dict()}
+    emit(result, as_json, lambda: show_check(result))
     if markdown:
         markdown.write_text(as_markdown(result), encoding="utf-8")
     if junit:
         junit.write_bytes(as_junit(result))
-    emit(result, as_json, lambda: show_check(result))
     return VERDICT_CODES[result["verdict"]]
 
 
@@ -276,9 +282,9 @@ def selftest_command(
         found = selftest(timed, rounds, place, tick=tick)
     if file is None:
         found = replace(found, path=CONTROL.name)
-    remember(found)
     result = asdict(found)
     emit(result, as_json, lambda: show_selftest(result))
+    remember(found)
     return 0
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 def explain(error: BaseException) -> tuple[str, int] | None:
     """(what to tell the user, exit code) for an error that is expected; None for one that keeps its traceback."""
     from export.errors import ExportError
+    from export.preprocess import ImageError
     from latency.errors import InputError, LatencyError
     from models.language import SpecError
 
@@ -37,7 +39,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return "interrupted; what was finished is kept, the same command goes on from there", INTERRUPTED
     if isinstance(error, PipelineError):
         return str(error), error.exit_code
-    if isinstance(error, SpecError | InputError):
+    if isinstance(error, SpecError | InputError | ImageError):
         return str(error), USAGE
     if isinstance(error, LatencyError | ExportError):
         return str(error), ENVIRONMENT
@@ -75,8 +77,9 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
             raise
         except BaseException as error:
             known = explain(error)
-            if known is None:
-                raise
+            if known is None:  # Python's own code would be 1, which here means that a limit was not kept
+                traceback.print_exc()
+                raise typer.Exit(ENVIRONMENT) from None
             typer.echo(f"edgebuild: {known[0]}", err=True)
             raise typer.Exit(known[1]) from None
         raise typer.Exit(code or 0)

@@ -58,17 +58,22 @@ def worst(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def read_baseline(path: Path, files: Sequence[Path]) -> list[Measurement]:
-    """The stored measurement of each file, by its name. Raises PipelineError."""
+    """The stored measurement of each file: by its path as it was given then, or by a name that only one had. Raises
+    PipelineError."""
     document = read_json(path)
     try:
         stored = [Measurement.from_dict(m) for m in document["measurements"]]
     except (InputError, KeyError, TypeError) as error:
         raise PipelineError(f"{path}: no output of `edgebuild latency measure --json`: {error}") from error
-    by_name = {Path(m.subject.path).name: m for m in stored}
-    missing = [f.name for f in files if f.name not in by_name]
-    if missing:
-        raise PipelineError(f"{path}: no measurement of {', '.join(missing)}; it has {', '.join(by_name)}")
-    return [by_name[f.name] for f in files]
+    found = []
+    for file in files:
+        same = [m for m in stored if m.subject.path == str(file)]
+        same = same or [m for m in stored if Path(m.subject.path).name == file.name]
+        if len(same) != 1:
+            known = ", ".join(m.subject.path for m in stored)
+            raise PipelineError(f"{path}: {len(same)} measurements for {file}, expected one; it has {known}")
+        found.append(same[0])
+    return found
 
 
 @contextlib.contextmanager
@@ -77,8 +82,14 @@ def built(
 ) -> Iterator[tuple[list[Path], list[Path]]]:
     """(head files, base files), each made by `command` in a checkout of its revision; without `head_rev`, in this one.
 
-    Raises PipelineError, EnvironmentProblem where the command fails.
+    The files are paths below the current folder, which the base has too. Raises PipelineError, EnvironmentProblem
+    where the command fails.
     """
+    outside = [str(f) for f in files if f.is_absolute() or ".." in f.parts]
+    if outside:
+        raise PipelineError(
+            f"{', '.join(outside)}: with --build, give paths below this folder, where the command writes"
+        )
     with contextlib.ExitStack() as stack:
         base = stack.enter_context(_worktree(base_rev))
         head = stack.enter_context(_worktree(head_rev)) if head_rev else Path()
@@ -101,20 +112,26 @@ def _worktree(rev: str) -> Iterator[Path]:
     """A checkout of a revision beside this one, for as long as the context lasts."""
     with tempfile.TemporaryDirectory(prefix="edgebuild-base-") as scratch:
         folder = Path(scratch) / "checkout"
-        _git("worktree", "add", "--detach", str(folder), rev)
+        commit = _git("rev-parse", "--verify", "--end-of-options", f"{rev}^{{commit}}")
+        below = _git("rev-parse", "--show-prefix")
+        _git("worktree", "add", "--detach", str(folder), commit)
         try:
-            yield folder
+            if not (folder / below).is_dir():
+                raise PipelineError(f"{rev} has no folder {below}, from which the command is to be run")
+            yield folder / below
         finally:
             _git("worktree", "remove", "--force", str(folder))
 
 
-def _git(*args: str) -> None:
+def _git(*args: str) -> str:
+    """What git prints. Raises PipelineError with its own words."""
     try:
         done = subprocess.run(["git", *args], capture_output=True, text=True)
     except FileNotFoundError as error:
         raise EnvironmentProblem("git is not installed; give the base file itself with --base") from error
     if done.returncode:
         raise PipelineError(f"git {' '.join(args)}: {done.stderr.strip()}")
+    return done.stdout.strip()
 
 
 _MARKS = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "❔ inconclusive"}
@@ -132,19 +149,22 @@ def as_markdown(result: dict[str, Any]) -> str:
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.3f}"
         bounds = "-" if row["ratio"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
         threshold = "-" if row["threshold"] is None else f"{row['threshold']:.3f}"
-        cells = (
-            row["name"].replace("|", "\\|"),
-            _MARKS[row["verdict"]],
-            ratio,
-            bounds,
-            threshold,
-            str(row["processes"]),
-        )
+        cells = (_code(row["name"]), _MARKS[row["verdict"]], ratio, bounds, threshold, str(row["processes"]))
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"- {row['name']}: {reason}" for row in result["files"] for reason in row["reasons"])]
+    lines += ["", *(f"- {_code(row['name'])}: {reason}" for row in result["files"] for reason in row["reasons"])]
     host = result["host"]
     told = ", ".join(f"{name} {version}" for name, version in host["versions"].items())
     return "\n".join([*lines, "", f"{host['cpu']}, {host['cores']} cores; {told}", ""])
+
+
+def _plain(name: str) -> str:
+    """A file's name without what would break a line or a document: control characters and lone surrogates."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+
+
+def _code(name: str) -> str:
+    """As code in a table, where neither a mention nor a heading nor a tag means anything."""
+    return "`" + _plain(name).replace("`", "'").replace("|", "\\|") + "`"
 
 
 def as_junit(result: dict[str, Any]) -> bytes:
@@ -158,10 +178,10 @@ def as_junit(result: dict[str, Any]) -> bytes:
         errors=str(count["inconclusive"]),
     )
     for row in result["files"]:
-        case = ElementTree.SubElement(suite, "testcase", classname="latency", name=row["name"])
+        case = ElementTree.SubElement(suite, "testcase", classname="latency", name=_plain(row["name"]))
         kind = {"fail": "failure", "inconclusive": "error"}.get(row["verdict"])
         if kind:
-            ElementTree.SubElement(case, kind, message="; ".join(row["reasons"]), type=row["verdict"])
+            ElementTree.SubElement(case, kind, message=_plain("; ".join(row["reasons"])), type=row["verdict"])
         if row["ratio"] is not None:
             output = ElementTree.SubElement(case, "system-out")
             output.text = (

@@ -8,7 +8,7 @@ from export.all_in import PARTS, PROCESSES, measure_all_in
 from export.artifact import Artifact
 from export.bundle import read_bundle, write_bundle
 from export.errors import ExportError
-from export.preprocess import Preprocess
+from export.preprocess import ImageError, Preprocess
 from latency.machine import LocalMachine
 
 
@@ -39,6 +39,14 @@ def test_every_part_of_the_way_is_timed_by_image(exported, photos):
     per_image_s = sum(row["mean_ms"] for row in summary["parts"].values()) / 1e3
     assert low <= predicted <= high
     assert predicted == pytest.approx(1000 * per_image_s + summary["start_s"], rel=0.3)
+
+
+def test_a_broken_image_is_named(exported, photos, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(photos[0].read_bytes()[:200])
+    artifact = Artifact(exported.folder / "model.onnx", "onnxruntime", "f32")
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
+        measure_all_in(artifact, exported.card.preprocess, [*photos, broken], threads=1)
 
 
 def test_decoding_at_a_fraction_of_the_size_changes_next_to_nothing(photos):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,11 +16,11 @@ import pytest
 
 from latency import machine as machine_module
 from latency.errors import InputError, LatencyError
-from latency.host import Host, this_host
+from latency.host import Host, _model, this_host
 from latency.lock import timing_lock
 from latency.machine import CONTROL, LOCAL, Worker
 from latency.measure import WarmTimer, measure
-from latency.records import Measurement, ProcessRun, Subject
+from latency.records import Measurement, ProcessRun, Subject, model_files
 from latency.sampling import BLOCK, Plan
 
 QUICK = Plan(samples=20, seconds=0.1, least=20, warmup_seconds=0.1)
@@ -141,9 +141,54 @@ def test_a_process_that_hangs_is_ended(monkeypatch):
     with Worker() as worker:
         worker.time([control()], QUICK)
         worker._process.send_signal(signal.SIGSTOP)
-        with pytest.raises(LatencyError, match="gave no answer within 1 s; it was ended"):
-            worker.ask("host", [], timeout_s=1.0)
+        with pytest.raises(LatencyError, match="no sign of life for 1 s; it was ended"):
+            worker.ask("host", silence_s=1)
         assert worker._process.wait(timeout=5) == -signal.SIGKILL
+
+
+def test_a_process_out_of_reach_ends_itself(tmp_path):
+    """As on a board that lost us: nobody reads, nobody kills. A file that takes longer than the silence allowed."""
+    command, environment = LOCAL.command("latency.worker")
+    slow = json.dumps({"do": "lock", "subjects": [], "silence_s": 1, "next_within_s": None})
+    with timing_lock():  # the lock is waited for in native code
+        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
+        worker.stdin.write(slow + "\n")
+        worker.stdin.flush()
+        assert worker.wait(timeout=20) == -signal.SIGALRM
+    idle = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
+    idle.stdin.write(json.dumps({"do": "ping", "subjects": [], "silence_s": None, "next_within_s": 1}) + "\n")
+    idle.stdin.flush()
+    assert idle.wait(timeout=20) == -signal.SIGALRM
+
+
+def test_long_timings_give_signs_of_life():
+    """Longer in all than the silence allowed, though no block is."""
+    with Worker() as worker:
+        plan = asdict(Plan(samples=10**6, seconds=1.5))
+        answer = worker.ask("time", [control()], silence_s=1, plan=plan, control=str(CONTROL), slowdowns=[0.0])
+        assert len(answer["runs"][0]["samples_ms"]) > 100
+
+
+def test_a_word_before_the_answer_is_told(monkeypatch, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("print('Welcome to the board')")
+    command, environment = LOCAL.command("latency.worker")
+    paths = os.pathsep.join([str(tmp_path), environment["PYTHONPATH"]])
+    monkeypatch.setattr(LOCAL.__class__, "command", lambda self, module: (command, environment | {"PYTHONPATH": paths}))
+    with Worker() as worker, pytest.raises(LatencyError, match="'Welcome to the board' came before the answer"):
+        worker.ask("host")
+
+
+def test_weights_beside_the_file_count_and_travel(tmp_path):
+    import onnx
+
+    file = tmp_path / "external.onnx"
+    onnx.save(onnx.load(CONTROL), file, save_as_external_data=True, location="weights.data", size_threshold=0)
+    (tmp_path / "unrelated.txt").write_text("x")
+    assert [p.name for p in model_files(file)] == ["external.onnx", "weights.data"]
+    before = Subject.of(file).sha256
+    (tmp_path / "weights.data").write_bytes((tmp_path / "weights.data").read_bytes()[::-1])
+    assert Subject.of(file).sha256 != before
+    assert model_files(CONTROL) == [CONTROL]
 
 
 def test_a_warm_process_that_died_is_started_again():
@@ -167,10 +212,10 @@ def test_a_bad_file_leaves_the_warm_process_usable(tmp_path):
 
 
 def test_what_a_runtime_prints_does_not_reach_the_answers(tmp_path):
-    request = json.dumps({"do": "host", "subjects": []})
+    request = json.dumps({"do": "host", "subjects": [], "silence_s": None, "next_within_s": None})
     command, environment = LOCAL.command("latency.worker")
     done = subprocess.run(command, input=request, env=environment, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["key"] == this_host().key
+    assert json.loads(done.stdout.strip())["key"] == this_host().key
 
 
 def test_the_machine_is_measured_on_by_one_at_a_time(caplog, monkeypatch):
@@ -233,6 +278,25 @@ def test_trainings_that_overlap_do_not_keep_a_measurement_out():
         for thread in trainings:
             thread.join(timeout=5)
     assert not any(thread.is_alive() for thread in trainings)
+
+
+def test_the_lock_is_for_every_user_whatever_the_umask(tmp_path, monkeypatch):
+    monkeypatch.setattr("latency.lock.LOCK", tmp_path / "lock")
+    before = os.umask(0o077)
+    try:
+        with timing_lock():
+            assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(before)
+
+
+def test_cpus_without_a_name_are_told_apart():
+    """arm64: /proc/cpuinfo of a Raspberry Pi 3 and of a Pi 4 differ in the part alone."""
+    pi3, pi4 = (
+        _model({"CPU implementer": "0x41", "CPU part": part, "CPU variant": "0x0"}) for part in ("0xd03", "0xd08")
+    )
+    assert pi3 != pi4
+    assert replace(this_host(), model=pi3).key != replace(this_host(), model=pi4).key
 
 
 def test_the_host_is_what_proc_says():

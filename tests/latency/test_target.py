@@ -80,7 +80,7 @@ def test_the_lock_is_that_of_the_board(board):
         thread.start()
         time.sleep(2)
         order.append("here")
-    thread.join(timeout=20)
+    thread.join(timeout=120)
     assert order == ["here", "there"]
 
 
@@ -106,6 +106,30 @@ def test_a_connection_lost_in_the_loop_is_an_error_and_never_a_number(board):
         threading.Timer(1.0, cut).start()
         with pytest.raises(LatencyError, match=r"control\.onnx"):
             worker.time([Subject.of(CONTROL)], Plan(samples=10**6, seconds=30))
+
+
+def test_the_holder_of_the_lock_there_lets_go_when_we_fall_silent(board, monkeypatch):
+    monkeypatch.setattr("latency.target._LOCK_S", 1)
+    monkeypatch.setattr("latency.target._PULSE_S", 3600)
+    with pytest.raises(LatencyError, match="held the timing lock was lost"), machine_of(board.target).lock():
+        time.sleep(3)
+
+
+def test_what_lies_there_for_a_day_is_deleted(board):
+    old = board.home / "old"
+    old.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    machine_of(board.target).host()
+    assert not old.exists()
+
+
+def test_weights_beside_the_file_travel(board, tmp_path):
+    import onnx
+
+    file = tmp_path / "external.onnx"
+    onnx.save(onnx.load(CONTROL), file, save_as_external_data=True, location="weights.data", size_threshold=0)
+    (found,) = measure([Subject.of(file)], 1, QUICK, machine_of(board.target))
+    assert found.runs[0].effective_precision == "f32"
 
 
 def test_an_unknown_host_key_is_refused(board):

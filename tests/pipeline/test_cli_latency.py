@@ -5,13 +5,15 @@ import os
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import onnx
 import pytest
 
 from latency.machine import CONTROL
-from pipeline.regression import as_junit, as_markdown, worst
+from pipeline.errors import PipelineError
+from pipeline.regression import as_junit, as_markdown, built, read_baseline, worst
 from tests.conftest import ROOT
 
 
@@ -85,7 +87,7 @@ def test_check_of_revisions_built_by_a_command_fails_for_the_slower_one(cli, net
         assert row["low"] > row["threshold"]
         assert row["processes"] == 16, "confirmed by a second set"
         assert "confirmed in fresh processes" in case.find("failure").get("message")
-        assert "| model.onnx | ❌ fail |" in text
+        assert "| `model.onnx` | ❌ fail |" in text
     assert row["head_sha256"] != row["base_sha256"]
     left = subprocess.run(["git", "worktree", "list"], cwd=networks, capture_output=True, text=True, check=True).stdout
     assert len(left.splitlines()) == 1, "the checkout of the base is gone"
@@ -118,7 +120,8 @@ def test_reports_tell_all_three_verdicts():
         blank = dict.fromkeys(("ratio", "low", "high", "threshold"))
         return {"name": name, "verdict": verdict, "processes": 12, "reasons": (), **blank, **known, **more}
 
-    rows = [row("a.onnx", "pass"), row("b|<c>.onnx", "fail", reasons=("slow & <sure>",)), row("d", "inconclusive")]
+    bad = "b|<c>\n# approved\x01`@team.onnx"
+    rows = [row("a.onnx", "pass"), row(bad, "fail", reasons=("slow & <sure>",)), row("d", "inconclusive")]
     host = {"cpu": "CPU", "cores": 2, "versions": {"numpy": "2"}}
     result = {"verdict": worst(rows), "files": rows, "host": host}
     assert result["verdict"] == "fail"
@@ -126,7 +129,11 @@ def test_reports_tell_all_three_verdicts():
     suite = ElementTree.fromstring(as_junit(result))
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "1", "1")
     assert suite.find("testcase[2]/failure").get("message") == "slow & <sure>"
-    assert r"| b\|<c>.onnx | ❌ fail | 1.100 |" in as_markdown(result)
+    text = as_markdown(result)
+    assert (
+        "| `b\\|<c>\N{REPLACEMENT CHARACTER}# approved\N{REPLACEMENT CHARACTER}'@team.onnx` | ❌ fail | 1.100 |" in text
+    )
+    assert "\n# approved" not in text
 
 
 def test_profile_of_a_file(cli):
@@ -173,6 +180,17 @@ REFUSED = {
     "no base": (["latency", "check", CONTROL], 2, "give the base by one of"),
     "a revision without a command": (["latency", "check", CONTROL, "--base-rev", "x"], 2, "go together"),
     "bases for heads": (["latency", "check", CONTROL, CONTROL, "--base", CONTROL], 2, "2 head files and 1 base files"),
+    "a build that writes elsewhere": (
+        ["latency", "check", "/tmp/m.onnx", "--build", "true", "--base-rev", "HEAD"],
+        2,
+        "give paths below this folder",
+    ),
+    "an empty revision": (["latency", "check", CONTROL, "--base-rev", ""], 2, "give the base by one of"),
+    "a report nowhere": (
+        ["latency", "check", CONTROL, "--base", CONTROL, "--junit", "none/x.xml"],
+        2,
+        "its folder does not exist; nothing was timed",
+    ),
     "no baseline": (["latency", "check", CONTROL, "--baseline", "FILE"], 2, "not readable as JSON"),
     "no address": (["latency", "measure", CONTROL, "--target", "ftp://x"], 2, "expected local, or ssh://"),
     "no host there": (["latency", "measure", CONTROL, "--target", "ssh://127.0.0.1:1"], 4, "nothing listens"),
@@ -198,9 +216,47 @@ def test_a_build_that_fails_is_told_with_its_last_words(cli, networks):
     assert done.returncode == 4
     assert "ended with code 7" in done.stderr
     assert "broken" in done.stderr
-    done = cli("latency", "check", "model.onnx", "--build", "true", "--base-rev", "no-such-rev", cwd=networks)
-    assert done.returncode == 2
-    assert "no-such-rev" in done.stderr
+    for revision in ("no-such-rev", "--force"):
+        done = cli("latency", "check", "model.onnx", "--build", "true", f"--base-rev={revision}", cwd=networks)
+        assert done.returncode == 2
+        assert revision in done.stderr
+
+
+def test_a_baseline_is_of_the_file_and_not_of_its_namesake(tmp_path):
+    document = json.loads((ROOT / "tests" / "golden" / "measurement-1.json").read_text())
+    stored = tmp_path / "stored.json"
+    twins = [document | {"path": f"out/{kind}/model.onnx", "precision": kind} for kind in ("f32", "int8")]
+    stored.write_text(json.dumps({"measurements": twins}))
+    (found,) = read_baseline(stored, [Path("out/f32/model.onnx")])
+    assert found.subject.precision == "f32"
+    with pytest.raises(PipelineError, match=r"2 measurements for elsewhere/model\.onnx, expected one"):
+        read_baseline(stored, [Path("elsewhere/model.onnx")])
+
+
+def test_revisions_are_built_in_the_folder_that_the_command_was_given_in(networks):
+    below = networks / "below"
+    below.mkdir(exist_ok=True)
+    (below / "file").write_text("x")
+    subprocess.run(["git", "add", "."], cwd=below, check=True)
+    subprocess.run(
+        ["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "below"], cwd=below, check=True
+    )
+    here = Path.cwd()
+    os.chdir(below)
+    try:
+        with built([Path("out")], "pwd > out", "HEAD", None, print) as (heads, bases):
+            assert bases[0].read_text().strip().endswith("checkout/below")
+            assert heads[0].read_text().strip() == str(below)
+    finally:
+        os.chdir(here)
+
+
+def test_an_unexpected_error_is_not_the_exit_code_of_a_limit_that_was_not_kept(cli, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import latency.calibrate as c\nc.calibrate = None\n")
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = cli("latency", "calibrate", "--pair", "1,50", "--limit-s", "60", env={"PYTHONPATH": paths})
+    assert done.returncode == 4
+    assert "Traceback" in done.stderr
 
 
 def test_the_documented_module_runs_without_the_launcher():
