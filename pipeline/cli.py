@@ -77,10 +77,11 @@ def run_command(
 
     Example: edgebuild run -c build.yaml --set latency.limit_ms=1.4. Without -c: the demo.
     """
-    from pipeline.run import run_all
     from pipeline.show import show_result
 
     with _opened(config, overrides, run_dir, default="demo") as run:
+        from pipeline.run import run_all  # 3 s of torch and timm, which a mistake in the config need not wait for
+
         result = run_all(run)
     emit(result, as_json, lambda: show_result(result, run.folder))
     return VERDICT_CODES[result["verdict"]]
@@ -109,9 +110,10 @@ def _run_stage(
     show: str = "show_summary",
 ) -> dict[str, Any]:
     from pipeline import show as shows
-    from pipeline.run import run_one
 
     with _opened(config, overrides, run_dir, default=None) as run:
+        from pipeline.run import run_one
+
         done = run_one(name, run)
     emit(done.summary, as_json, lambda: getattr(shows, show)(done.summary))
     return done.summary
@@ -177,22 +179,26 @@ def export_command(
     Examples: edgebuild export --format onnx --run-dir runs/build;
     edgebuild export --format onnx,openvino --checkpoint student.safetensors -o out
     """
-    from pipeline.checkpoint import load_checkpoint, restore
-    from pipeline.ship import FORMATS, export_formats, parse_formats
+    from pipeline.formats import FORMATS, parse_formats
     from pipeline.show import show_summary
 
     wanted = parse_formats(formats)
     if checkpoint is None:
-        from pipeline.run import run_one
-
         with _opened(config, overrides, run_dir, default=None) as run:
+            from pipeline.run import run_one
+
             run_one("export", run)
             files = [run.file("export", FORMATS[name]) for name in wanted]
         missing = [f.name for f in files if not f.is_file()]
         if missing:
             raise PipelineError(f"--format: {', '.join(missing)}: latency.runtimes of this run leaves that runtime out")
+    elif not checkpoint.is_file():
+        raise PipelineError(f"--checkpoint {checkpoint}: no such file")
     else:
         with chatter_to_stderr():
+            from pipeline.checkpoint import load_checkpoint, restore
+            from pipeline.ship import export_formats
+
             spec, card, state = load_checkpoint(checkpoint, model)
             files = export_formats(restore(spec, state, checkpoint), card, wanted, output)
     result = {"files": {str(f): f.stat().st_size for f in files}}

@@ -38,6 +38,10 @@ def subject(
     return Subject.of(file, runtime, precision or "f32", threads or 1, batch, _cpus(pin))
 
 
+def _each(text: str | None) -> list[str | None]:
+    return [part.strip() for part in text.split(",")] if text else [None]
+
+
 def _cpus(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
@@ -69,16 +73,23 @@ def measure_command(
     target: TargetOption = "local",
     as_json: JsonOption = False,
 ) -> int:
-    """Time files in fresh processes, in turn, with an untouched control.
+    """Time files in fresh processes, in turn, with an untouched control. --runtime and --precision may be several,
+    separated by commas: each is a row of its own.
 
     Examples: edgebuild latency measure a.onnx b.onnx --processes 9;
+    edgebuild latency measure model.xml --precision f32,bf16;
     edgebuild latency measure runs/build/bundle/bundle --images photos --count 5217
     """
     from latency.measure import measure
     from pipeline.show_latency import progress, show_measurements
 
     place = machine(target)
-    subjects = [subject(f, runtime, precision, threads, batch, pin) for f in files]
+    subjects = [
+        subject(file, one_runtime, one_precision, threads, batch, pin)
+        for file in files
+        for one_runtime in _each(runtime)
+        for one_precision in _each(precision)
+    ]
     all_in = None
     if images is not None:
         if len(files) != 1 or not (files[0] / "manifest.json").is_file():
@@ -194,7 +205,7 @@ def check_command(
 
     with contextlib.ExitStack() as stack:
         if baseline:
-            bases: list[Any] = read_baseline(baseline, files)
+            bases: list[Any] = read_baseline(baseline, [Path(timed(f).path) for f in files])
             heads = files
         elif build and base_rev:
             heads, built_bases = stack.enter_context(built(files, build, base_rev, head_rev, say))

@@ -24,6 +24,7 @@ from pipeline import FORMAT
 from pipeline.checkpoint import load_checkpoint, restore
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
+from pipeline.formats import FORMATS
 from pipeline.images import decoded
 from pipeline.learn import load_index
 from pipeline.measured import forms
@@ -32,8 +33,6 @@ from pipeline.stages import Run, Stage
 
 _RACE_PROCESSES = 3
 _RACE_PLAN = Plan(samples=150, seconds=0.5)
-FORMATS = {"onnx": "model.onnx", "openvino": "model.xml"}
-"""Format -> the file it is written to."""
 _FILES = {
     ("onnxruntime", False): FORMATS["onnx"],
     ("openvino", False): FORMATS["openvino"],
@@ -43,17 +42,6 @@ _FILES = {
 
 
 # --- export ----------------------------------------------------------------------------------------------------------
-
-
-def parse_formats(text: str) -> tuple[str, ...]:
-    """Names separated by commas. Raises PipelineError naming the known ones."""
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    unknown = [name for name in names if name not in FORMATS]
-    if unknown or not names:
-        raise PipelineError(
-            f"--format {','.join(unknown) or 'nothing'}: expected some of {', '.join(FORMATS)}, separated by commas"
-        )
-    return names
 
 
 def export_formats(model: torch.nn.Module, card: ModelCard, formats: tuple[str, ...], folder: Path) -> list[Path]:

@@ -163,13 +163,14 @@ def test_a_disturbed_host_or_too_few_processes_check_nothing(monkeypatch):
     assert check(subject, subject, processes=4)[0].verdict == "inconclusive"
 
 
-def stored(processes=8, **changes):
-    (measured,) = measure([Subject.of(CONTROL)], processes, QUICK)
-    return replace(measured, **changes)
+def stored():
+    """A record of eight processes of this host, all alike."""
+    (measured,) = measure([Subject.of(CONTROL)], 1, QUICK)
+    return replace(measured, runs=measured.runs * 8)
 
 
 def test_a_stored_baseline_of_another_host_says_nothing(monkeypatch):
-    base = stored(8)
+    base = stored()
     monkeypatch.setattr(check_module, "measure", lambda *a, **k: pytest.fail("timed for nothing"))
     other = replace(base, host=base.host | {"cpu": "Another CPU", "key": "0" * 16})
     found, _ = check_stored(Subject.of(CONTROL), other, processes=8)
@@ -184,7 +185,7 @@ def test_a_stored_baseline_of_this_host_is_compared_in_units_of_the_control(monk
         return tuple(run([regime * ratio * x] * 20, [0.3 * regime] * 20) for x in np.linspace(0.99, 1.01, 8))
 
     subject = Subject.of(CONTROL)
-    base = replace(stored(1), runs=runs(1.0, 1.0))
+    base = replace(stored(), runs=runs(1.0, 1.0))
     for ratio, verdict in ((1.0, "pass"), (1.2, "fail")):
         head = replace(base, runs=runs(ratio, 1.3))
         monkeypatch.setattr(check_module, "measure", lambda *a, head=head, **k: [head])

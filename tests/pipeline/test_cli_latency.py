@@ -60,6 +60,12 @@ def test_measure_shows_a_table_and_a_histogram(cli):
     assert "200 samples in 1 processes" in done.stdout
 
 
+def test_each_runtime_is_a_row_of_its_own(cli):
+    done = cli("latency", "measure", CONTROL, "--runtime", "onnxruntime,openvino", "--processes", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [m["runtime"] for m in json.loads(done.stdout)["measurements"]] == ["onnxruntime", "openvino"]
+
+
 def test_compare_gives_what_other_programs_read(cli, networks):
     done = cli("latency", "compare", networks / "quick.onnx", networks / "source.onnx", "--processes", "8", "--json")
     result = json.loads(done.stdout)
