@@ -71,7 +71,8 @@ def _line(pairs: tuple[tuple[float, float], ...], limit_s: float) -> Calibration
     if line.intercept < 0:
         raise InputError(
             f"calibrate: the pairs put the fixed time there at {line.intercept:.3g} s, which cannot be under 0: check "
-            "them, or give the one pair nearest to the limit for a plain ratio"
+            "them; where it is near to 0, noise alone can do this: add pairs, or give the one nearest to the limit for "
+            "a plain ratio"
         )
     count, mean = len(ms), math.fsum(ms) / len(ms)
     squares = math.fsum((x - mean) ** 2 for x in ms)

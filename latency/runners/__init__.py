@@ -18,7 +18,8 @@ PRECISIONS = ("f32", "bf16", "int8")
 class Session(Protocol):
     """A loaded model. shape: of its one input, all dimensions fixed; dtype: numpy's name of its element type.
 
-    effective_precision and settings are read back from the runtime, not repeated from the request.
+    effective_precision and settings are read back from the runtime, not repeated from the request (ONNX Runtime tells
+    no precision: there it is that of the file's operators; `profile` tells it kernel by kernel).
     """
 
     shape: tuple[int, ...]

@@ -1,5 +1,6 @@
 """The timing commands from outside: what other programs read, exit codes, and errors."""
 
+import inspect
 import json
 import os
 import runpy
@@ -11,7 +12,10 @@ from xml.etree import ElementTree
 import onnx
 import pytest
 
+from latency import check, compare, selftest
 from latency.machine import CONTROL
+from pipeline import cli_latency
+from pipeline.cli import gate_command
 from pipeline.errors import PipelineError
 from pipeline.regression import as_junit, as_markdown, built, read_baseline, worst
 from tests.conftest import ROOT
@@ -263,6 +267,20 @@ def test_an_unexpected_error_is_not_the_exit_code_of_a_limit_that_was_not_kept(c
     done = cli("latency", "calibrate", "--pair", "1,50", "--limit-s", "60", env={"PYTHONPATH": paths})
     assert done.returncode == 4
     assert "Traceback" in done.stderr
+
+
+def test_the_defaults_of_the_commands_are_those_of_the_functions():
+    """Written twice, since the command line must not import numpy to show its help."""
+
+    def default(command, name):
+        return inspect.signature(command).parameters[name].default
+
+    assert default(cli_latency.compare_command, "processes") == compare.PROCESSES
+    assert default(cli_latency.compare_command, "band") == compare.BAND
+    assert default(cli_latency.check_command, "processes") == check.PROCESSES
+    assert default(cli_latency.check_command, "allow") == check.ALLOWED
+    assert default(cli_latency.selftest_command, "rounds") == selftest.ROUNDS
+    assert default(gate_command, "processes") == default(cli_latency.measure_command, "processes") == 9
 
 
 def test_the_documented_module_runs_without_the_launcher():
