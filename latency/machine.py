@@ -27,7 +27,7 @@ CONTROL = Path(__file__).with_name("control.onnx")
 """A small fixed network, timed along with every file: what changes in it is the host's doing."""
 _ROOT = Path(__file__).resolve().parent.parent
 SILENCE_S = 120
-"""A process that gave no sign of life for so long hangs. There is one after each block of 11 inferences."""
+"""A process that gave no sign of life for so long hangs. There is one a second, between blocks."""
 _GRACE_S = 10
 """The process ends itself that much later than it is ended from here."""
 

@@ -164,8 +164,8 @@ def test_a_process_out_of_reach_ends_itself(tmp_path):
 def test_long_timings_give_signs_of_life():
     """Longer in all than the silence allowed, though no block is."""
     with Worker() as worker:
-        plan = asdict(Plan(samples=10**6, seconds=1.5))
-        answer = worker.ask("time", [control()], silence_s=1, plan=plan, control=str(CONTROL), slowdowns=[0.0])
+        plan = asdict(Plan(samples=10**6, seconds=2.5))
+        answer = worker.ask("time", [control()], silence_s=3, plan=plan, control=str(CONTROL), slowdowns=[0.0])
         assert len(answer["runs"][0]["samples_ms"]) > 100
 
 
