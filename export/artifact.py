@@ -9,7 +9,7 @@ from typing import Any
 from export import FORMAT
 from export.errors import ExportError
 from export.preprocess import Preprocess
-from latency.records import Subject
+from latency.records import Subject, model_files
 
 METADATA_KEY = "edgebuild"
 
@@ -58,8 +58,7 @@ class Artifact:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        weights = self.path.with_suffix(".bin")
-        return (self.path, weights) if self.path.suffix == ".xml" else (self.path,)
+        return tuple(model_files(self.path))
 
     @property
     def size_bytes(self) -> int:

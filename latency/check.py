@@ -18,7 +18,7 @@ from latency.records import Measurement, Subject
 ALLOWED = 0.02
 """Slowdown that is let through, unless said otherwise."""
 BETWEEN_RUNS = 0.03
-"""The least that is allowed against a stored baseline: two runs of one file agree within this
+"""The least slowdown that fails against a stored baseline: two runs of one file agree within this
 (ci/bench/latency_bench.py)."""
 PROCESSES = 12
 
@@ -135,12 +135,15 @@ def check_stored(
 ) -> tuple[Check, list[Measurement]]:
     """The head, timed now, against a stored measurement, both in units of the control.
 
-    At least BETWEEN_RUNS is allowed. Inconclusive wherever the two cannot be compared: another host, runtime version,
-    precision or threads.
+    A fail needs BETWEEN_RUNS at the least. Inconclusive wherever the two cannot be compared: another host, runtime
+    version, precision or threads.
     """
-    if few := _too_few(min(processes, len(base.runs))):
+    if few := _too_few(processes):
         return few, []
-    allowed = max(allowed, BETWEEN_RUNS)
+    if len(base.runs) < LEAST_PROCESSES:
+        return _cannot(f"the baseline has {len(base.runs)} processes, too few: {LEAST_PROCESSES} or more", 0), []
+    if base.unrest:
+        return _cannot(f"while the baseline was measured, {base.unrest}", 0), []
     now, then = machine.host(), Host.from_dict(base.host)
     if now.key != then.key:
         differing = [k for k in KEYS if getattr(now, k) != getattr(then, k)]
@@ -156,13 +159,13 @@ def check_stored(
     taken: list[Measurement] = []
     while True:
         taken += measure([head], processes, base.plan, machine, tick=tick)
-        if disturbed := base.unrest or taken[-1].unrest:
+        if disturbed := taken[-1].unrest:
             return _cannot(f"{disturbed}; the check says nothing of the file", len(taken) * processes), taken
         sets = [unpaired(base.runs, m.runs) for m in taken]
         runs = tuple(r for m in taken for r in m.runs)
-        threshold = 1 + allowed
+        threshold = 1 + max(allowed, BETWEEN_RUNS)
         if len(taken) == 2:  # what two runs of one file differ by
-            threshold = threshold_of(unpaired(taken[0].runs, taken[1].runs), allowed)
+            threshold = max(threshold, threshold_of(unpaired(taken[0].runs, taken[1].runs), allowed))
         verdict = decide(sets, unpaired(base.runs, runs), threshold, allowed, len(runs))
         if verdict.verdict == "pass" or len(taken) == 2:
             return verdict, taken

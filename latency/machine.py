@@ -21,7 +21,7 @@ from latency.host import Host, this_host
 from latency.lock import timing_lock
 from latency.records import ProcessRun, Subject, model_files
 from latency.runners.kernel import Kernel
-from latency.sampling import BLOCK, Plan
+from latency.sampling import BLOCK, RESUMED, Plan
 
 CONTROL = Path(__file__).with_name("control.onnx")
 """A small fixed network, timed along with every file: what changes in it is the host's doing."""
@@ -54,7 +54,8 @@ class Machine(Protocol):
 
 class LocalMachine:
     def command(self, module: str) -> tuple[list[str], dict[str, str] | None]:
-        environment = os.environ | {"PYTHONPATH": str(_ROOT), "PYTHONWARNINGS": "ignore"}
+        paths = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))  # ours first, then the user's
+        environment = os.environ | {"PYTHONPATH": paths, "PYTHONWARNINGS": "ignore"}
         return [sys.executable, "-P", "-m", module], environment
 
     def place(self, files: Sequence[Path]) -> list[str]:
@@ -94,10 +95,6 @@ class Worker:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
     def close(self) -> None:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -119,7 +116,8 @@ class Worker:
 
     def profile(self, subject: Subject, runs: int) -> list[Kernel]:
         """Raises LatencyError."""
-        return [Kernel(**k) for k in self.ask("profile", [subject], runs=runs)["kernels"]]
+        silence_s = SILENCE_S * (1 + runs // BLOCK)  # there is no sign of life between its inferences
+        return [Kernel(**k) for k in self.ask("profile", [subject], silence_s, runs=runs)["kernels"]]
 
     def ask(
         self,
@@ -164,7 +162,7 @@ class Worker:
                     self._process.kill()
                     raise LatencyError(
                         f"{what}: the timing process gave no sign of life for {silence_s} s; it was ended. It hangs, "
-                        f"or {BLOCK} inferences take longer than that"
+                        f"or {RESUMED + BLOCK} inferences take longer than that"
                     )
                 data = os.read(self._process.stdout.fileno(), 2**16)
                 if not data:

@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,6 +21,11 @@ from latency.sampling import BLOCK, Plan
 UNSTEADY = 1.25
 """The middle half of the control's medians may differ by this factor. Two frequency regimes of one host gave 1.27
 between the extremes of eight processes, and less between their quartiles."""
+
+
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])(.{1,127})", re.DOTALL)
+"""An entry of TensorProto.external_data in onnx.proto: the key `location`, and a value of up to 127 bytes, its length
+first (protobuf's wire format)."""
 
 
 @dataclass(frozen=True)
@@ -202,18 +209,17 @@ def quartile_ratio(values: Sequence[float] | np.ndarray) -> float:
 
 
 def model_files(path: Path) -> list[Path]:
-    """A model, and the files beside it in which it keeps weights: OpenVINO's .bin, ONNX's external data. The latter
-    are found by their names in the file, as the format stores them. Raises InputError where there is no such file."""
+    """A model, and the files below its folder in which it keeps weights: OpenVINO's .bin, ONNX's external data. Raises
+    InputError where there is no such file."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    weights = path.with_suffix(".bin")
     if path.suffix == ".xml":
-        return [path, weights] if weights.is_file() else [path]
-    data = path.read_bytes()
-    if b"location" not in data:  # the key under which a tensor names its file
-        return [path]
-    beside = sorted(p for p in path.parent.iterdir() if p != path and p.is_file() and p.name.encode() in data)
-    return [path, *beside]
+        found = [path.with_suffix(".bin")]
+    else:
+        named = sorted(set(_LOCATION.findall(path.read_bytes())))
+        found = [path.parent / os.fsdecode(value[: length[0]]) for length, value in named]
+        found = [f for f in found if ".." not in f.parts and f.is_relative_to(path.parent)]
+    return [path, *dict.fromkeys(f for f in found if f.is_file())]
 
 
 def file_hash(path: Path) -> str:

@@ -71,7 +71,7 @@ def take_turns(
     return samples
 
 
-def slow_down(step: Step, share: float) -> Step:
+def slow_down(step: Step, share: float, beat: Beat = lambda: None) -> Step:
     """`step` with real work after it that takes `share` of its own time, for tests of what a comparison can see. The
     work is counted once, against the step as it is now; no clock is read while it is done."""
     count = 20_000
@@ -80,7 +80,7 @@ def slow_down(step: Step, share: float) -> Step:
         for _ in range(count):
             pass
 
-    own, counted = take_turns([step, work], Plan(samples=40, seconds=1.0))
+    own, counted = take_turns([step, work], Plan(samples=40, seconds=1.0), beat=beat)
     count = round(count * share * median(own) / median(counted))
 
     def slowed() -> None:

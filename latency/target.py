@@ -5,6 +5,7 @@ hash; each timing process is an `ssh` of OpenSSH's in batch mode, so keys, ports
 ssh configuration. A lost connection is an error, never a verdict.
 """
 
+import atexit
 import contextlib
 import hashlib
 import io
@@ -13,6 +14,7 @@ import shlex
 import subprocess
 import tarfile
 import threading
+import uuid
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,8 +29,7 @@ from latency.machine import LOCAL, Machine, Worker
 
 _HERE = Path(__file__).resolve().parent
 _KEPT = 8
-"""Sets of files that one command leaves on the board; older ones are deleted, so that a search of hundreds of
-candidates fills no disk. What lies there for a day is deleted by the next command."""
+"""Sets of files on the board; older ones are deleted, so that a search of hundreds of candidates fills no disk."""
 _LOCK_S, _PULSE_S = 60, 15
 _OPTIONS = ("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=3")
 _PROBLEMS = {
@@ -71,10 +72,16 @@ def machine_of(target: str, modules: Mapping[str, Path] | None = None) -> Machin
     return SshMachine(destination, port, url.path or "python3", modules or {})
 
 
-def _keep(holder: Worker, done: threading.Event) -> None:
-    with contextlib.suppress(LatencyError):  # a lost connection is told when the lock is given back
-        while not done.wait(_PULSE_S):
+def _keep(holder: Worker, done: threading.Event, lost: list[LatencyError]) -> None:
+    """Ask the holder of the lock whether it still lives, now and then, and once more at the end."""
+    try:
+        while True:
+            last = done.wait(_PULSE_S)
             holder.ask("ping", silence_s=_LOCK_S, next_within_s=_LOCK_S)
+            if last:
+                return
+    except LatencyError as error:
+        lost.append(error)
 
 
 class SshMachine:
@@ -82,6 +89,7 @@ class SshMachine:
         self._destination, self._python, self._modules = destination, python, modules
         options = [part for option in _OPTIONS for part in ("-o", option)]
         self._ssh = ["ssh", *options, *(["-p", str(port)] if port else []), destination]
+        self._session = uuid.uuid4().hex
         self._placed: OrderedDict[str, None] = OrderedDict()
 
     def command(self, module: str) -> tuple[list[str], None]:
@@ -89,10 +97,11 @@ class SshMachine:
         return [*self._ssh, f"exec {shlex.quote(self._python)} {shlex.quote(app)} {module}"], None
 
     def place(self, files: Sequence[Path]) -> list[str]:
-        """Uploads them, unless that was done before. Raises LatencyError."""
+        """Uploads them, unless that was done before, to a folder of this session, deleted at its end. Raises
+        LatencyError."""
         archive, names = _tar(files)
         key = hashlib.sha256(archive).hexdigest()[:32]
-        folder = f"{self._home}/{key}"
+        folder = f"{self._home}/{self._session}/{key}"
         if key not in self._placed:
             self._upload(archive, folder)
         self._placed[key] = None
@@ -102,21 +111,21 @@ class SshMachine:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Held by a process there, which lets it go when it is not told once a minute that we are still here."""
-        done = threading.Event()
+        done, lost = threading.Event(), list[LatencyError]()
         with Worker(self) as holder:
             with said_when_long(f"waiting for another measurement or training on {self._destination}"):
                 holder.ask("lock", silence_s=None, next_within_s=_LOCK_S)
-            pulse = threading.Thread(target=_keep, args=(holder, done), daemon=True)
+            pulse = threading.Thread(target=_keep, args=(holder, done, lost), daemon=True)
             pulse.start()
             try:
                 yield
             finally:
                 done.set()
                 pulse.join()
-            if not holder.alive:
+            if lost:
                 raise LatencyError(
                     f"{self._destination}: the connection that held the timing lock was lost, so another measurement "
-                    "may have disturbed this one; measure again"
+                    f"may have disturbed this one; measure again ({lost[0]})"
                 )
 
     def host(self) -> Host:
@@ -136,12 +145,18 @@ class SshMachine:
 
     @cached_property
     def _home(self) -> str:
-        """The cache folder there, with the zipapp in it."""
-        folder = '"${XDG_CACHE_HOME:-$HOME/.cache}/edgebuild"'
+        """Our folder there, with the zipapp in it and a folder for this session."""
+        folder = '"${XDG_CACHE_HOME:-$HOME/.cache}/edgebuild/board"'
         part = f"{self._app}.$$"
-        clean = "find . -mindepth 1 -maxdepth 1 -mtime +1 -exec rm -rf {} +"  # what earlier commands left
-        script = f"mkdir -p {folder} && cd {folder} && {clean} && cat > {part} && mv {part} {self._app} && pwd"
-        return self._run(script, self._zipapp).decode().strip().splitlines()[-1]
+        clean = "{ find . -mindepth 1 -maxdepth 1 -mtime +30 -exec rm -rf {} + || true; }"  # what killed sessions left
+        script = f"mkdir -p {folder} && cd {folder} && {clean} && mkdir {self._session} && "
+        home = self._run(f"{script}cat > {part} && mv {part} {self._app} && pwd", self._zipapp).decode().split("\n")[-2]
+        atexit.register(self._leave, home)
+        return home
+
+    def _leave(self, home: str) -> None:
+        with contextlib.suppress(LatencyError):  # out of reach: the next session there cleans up, in time
+            self._run(f"rm -rf {shlex.quote(f'{home}/{self._session}')}", b"")
 
     @property
     def _app(self) -> str:
@@ -162,12 +177,9 @@ class SshMachine:
         old = list(self._placed)[: max(0, len(self._placed) - _KEPT + 1)]
         for key in old:
             del self._placed[key]
-        clean = f"rm -rf {' '.join(shlex.quote(f'{self._home}/{key}') for key in old)} && " if old else ""
-        there = shlex.quote(folder)
-        part = f"{there}.$$"
-        fresh = f"mkdir {part} && tar xf - -C {part} && mv {part} {there}"
-        # What is there is left alone: another command may be reading it.
-        self._run(f"{clean}if [ -d {there} ]; then touch {there} && cat > /dev/null; else {fresh}; fi", archive)
+        gone = " ".join(shlex.quote(f"{self._home}/{self._session}/{key}") for key in old)
+        part, there = shlex.quote(f"{folder}.part"), shlex.quote(folder)
+        self._run(f"rm -rf {part} {gone} && mkdir {part} && tar xf - -C {part} && mv {part} {there}", archive)
 
     def _run(self, script: str, data: bytes) -> bytes:
         try:
@@ -184,8 +196,10 @@ class SshMachine:
 
 def _tar(files: Sequence[Path]) -> tuple[bytes, list[str]]:
     """(archive, names in it); the same bytes for the same files."""
-    unique = len({f.name for f in files}) == len(files)
-    names = [f.name if unique else f"{i}-{f.name}" for i, f in enumerate(files)]
+    root = files[0].parent
+    names = [f.relative_to(root).as_posix() if f.is_relative_to(root) else f.name for f in files]
+    if len(set(names)) < len(names):
+        names = [f"{i}-{f.name}" for i, f in enumerate(files)]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for file, name in zip(files, names, strict=True):

@@ -48,7 +48,7 @@ def time_files(request: Answer, beat: Beat) -> Answer:
     warm_up(control, plan, beat=beat)
     try:
         steps = [
-            slow_down(step, share) if share else step
+            slow_down(step, share, beat) if share else step
             for (_, step, _), share in zip(started, request["slowdowns"], strict=True)
         ]
         *taken, control_ms = take_turns([*steps, control], plan, beat=beat)

@@ -204,25 +204,23 @@ def check_command(
         return subject(file, runtime, precision, threads, batch, pin)
 
     with contextlib.ExitStack() as stack:
-        if baseline:
-            bases: list[Any] = read_baseline(baseline, [Path(timed(f).path) for f in files])
-            heads = files
-        elif build and base_rev:
-            heads, built_bases = stack.enter_context(built(files, build, base_rev, head_rev, say))
-            bases = [timed(f) for f in built_bases]
+        if build and base_rev:
+            head_files, base_files = stack.enter_context(built(files, build, base_rev, head_rev, say))
         else:
-            heads, bases = files, [timed(f) for f in base or []]
+            head_files, base_files = files, base or []
+        heads = [timed(f) for f in head_files]
+        bases = read_baseline(baseline, heads) if baseline else [timed(f) for f in base_files]
         if len(bases) != len(heads):
             raise PipelineError(f"{len(heads)} head files and {len(bases)} base files: give one --base for each")
-        arms = [Arm(str(name), timed(head), b) for name, head, b in zip(files, heads, bases, strict=True)]
-        tick = stack.enter_context(progress("checking"))
-        rows = check_arms(arms, allow, processes, place, tick)
-    result = {"verdict": worst(rows), "files": rows, "host": place.host().as_dict()}
-    emit(result, as_json, lambda: show_check(result))
-    if markdown:
-        markdown.write_text(as_markdown(result), encoding="utf-8")
-    if junit:
-        junit.write_bytes(as_junit(result))
+        arms = [Arm(str(name), head, b) for name, head, b in zip(files, heads, bases, strict=True)]
+        with progress("checking") as tick:
+            rows = check_arms(arms, allow, processes, place, tick)
+        result = {"verdict": worst(rows), "files": rows, "host": place.host().as_dict()}
+        emit(result, as_json, lambda: show_check(result))
+        if markdown:
+            markdown.write_text(as_markdown(result), encoding="utf-8")
+        if junit:
+            junit.write_bytes(as_junit(result))
     return VERDICT_CODES[result["verdict"]]
 
 

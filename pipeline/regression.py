@@ -10,7 +10,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from latency.check import Check, check, check_stored
+from latency.compare import SAME
 from latency.errors import InputError
+from latency.host import Host
 from latency.machine import Machine
 from latency.measure import Tick
 from latency.records import Measurement, Subject
@@ -57,23 +59,33 @@ def worst(rows: Sequence[dict[str, Any]]) -> str:
     return next(v for v in ("fail", "inconclusive", "pass") if v in verdicts)
 
 
-def read_baseline(path: Path, files: Sequence[Path]) -> list[Measurement]:
-    """The stored measurement of each file: by its path as it was given then, or by a name that only one had. Raises
-    PipelineError."""
+def read_baseline(path: Path, heads: Sequence[Subject]) -> list[Measurement]:
+    """The stored measurement of each head: of its path as it was given then, else of its file name where that is of one
+    file only and not of another head; among several of one file, the one that was run alike. Raises PipelineError."""
     document = read_json(path)
     try:
         stored = [Measurement.from_dict(m) for m in document["measurements"]]
+        for measurement in stored:
+            Host.from_dict(measurement.host)
     except (InputError, KeyError, TypeError) as error:
         raise PipelineError(f"{path}: no output of `edgebuild latency measure --json`: {error}") from error
+    given = {head.path for head in heads}
     found = []
-    for file in files:
-        same = [m for m in stored if m.subject.path == str(file)]
-        same = same or [m for m in stored if Path(m.subject.path).name == file.name]
+    for head in heads:
+        same = [m for m in stored if m.subject.path == head.path]
+        others = [m for m in stored if m.subject.path not in given]
+        same = same or [m for m in others if Path(m.subject.path).name == Path(head.path).name]
+        if len(same) > 1:
+            same = [m for m in same if _run_alike(m.subject) == _run_alike(head)]
         if len(same) != 1:
             known = ", ".join(m.subject.path for m in stored)
-            raise PipelineError(f"{path}: {len(same)} measurements for {file}, expected one; it has {known}")
+            raise PipelineError(f"{path}: {len(same)} measurements for {head.path}, expected one; it has {known}")
         found.append(same[0])
     return found
+
+
+def _run_alike(subject: Subject) -> tuple[Any, ...]:
+    return tuple(getattr(subject, name) for name in ("runtime", "precision", *SAME))
 
 
 @contextlib.contextmanager
@@ -91,8 +103,8 @@ def built(
             f"{', '.join(outside)}: with --build, give paths below this folder, where the command writes"
         )
     with contextlib.ExitStack() as stack:
-        base = stack.enter_context(_worktree(base_rev))
-        head = stack.enter_context(_worktree(head_rev)) if head_rev else Path()
+        base = stack.enter_context(_worktree(base_rev, say))
+        head = stack.enter_context(_worktree(head_rev, say)) if head_rev else Path()
         for folder, rev in ((base, base_rev), (head, head_rev or "this checkout")):
             say(f"building {rev}: {command}")
             done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
@@ -108,9 +120,9 @@ def built(
 
 
 @contextlib.contextmanager
-def _worktree(rev: str) -> Iterator[Path]:
+def _worktree(rev: str, say: Callable[[str], None]) -> Iterator[Path]:
     """A checkout of a revision beside this one, for as long as the context lasts."""
-    with tempfile.TemporaryDirectory(prefix="edgebuild-base-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="edgebuild-base-", ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch) / "checkout"
         commit = _git("rev-parse", "--verify", "--end-of-options", f"{rev}^{{commit}}")
         below = _git("rev-parse", "--show-prefix")
@@ -120,7 +132,12 @@ def _worktree(rev: str) -> Iterator[Path]:
                 raise PipelineError(f"{rev} has no folder {below}, from which the command is to be run")
             yield folder / below
         finally:
-            _git("worktree", "remove", "--force", str(folder))
+            try:
+                _git("worktree", "remove", "--force", str(folder))
+            except (
+                PipelineError
+            ) as error:  # as where the command left files of another user: no reason to lose a verdict
+                say(f"left behind: {error}")
 
 
 def _git(*args: str) -> str:

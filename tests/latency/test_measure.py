@@ -181,14 +181,24 @@ def test_a_word_before_the_answer_is_told(monkeypatch, tmp_path):
 def test_weights_beside_the_file_count_and_travel(tmp_path):
     import onnx
 
-    file = tmp_path / "external.onnx"
-    onnx.save(onnx.load(CONTROL), file, save_as_external_data=True, location="weights.data", size_threshold=0)
-    (tmp_path / "unrelated.txt").write_text("x")
-    assert [p.name for p in model_files(file)] == ["external.onnx", "weights.data"]
+    file, weights = tmp_path / "external.onnx", tmp_path / "sub" / "weights.data"
+    weights.parent.mkdir()
+    onnx.save(onnx.load(CONTROL), file, save_as_external_data=True, location="sub/weights.data", size_threshold=0)
+    for name in ("sub.txt", "data", "location"):
+        (tmp_path / name).write_text("no weights")
+    assert model_files(file) == [file, weights]
     before = Subject.of(file).sha256
-    (tmp_path / "weights.data").write_bytes((tmp_path / "weights.data").read_bytes()[::-1])
+    weights.write_bytes(weights.read_bytes()[::-1])
     assert Subject.of(file).sha256 != before
     assert model_files(CONTROL) == [CONTROL]
+
+
+def test_a_file_that_names_weights_outside_its_folder_takes_none_along(tmp_path):
+    file = tmp_path / "model" / "m.onnx"
+    file.parent.mkdir()
+    (tmp_path / "secret").write_text("x")
+    file.write_bytes(b"\x0a\x08location\x12\x09../secret" + b"\x0a\x08location\x12\x0b/etc/passwd")
+    assert model_files(file) == [file]
 
 
 def test_a_warm_process_that_died_is_started_again():

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_a_search_s_warm_process_there_keeps_no_more_files_than_a_few(board, tmp
     import onnx
 
     def sets():
-        return {p.name for p in board.home.glob("*") if p.is_dir()}
+        return {p for p in board.home.glob("*/*") if p.is_dir()}
 
     model, before = onnx.load(CONTROL), sets()
     with WarmTimer(machine_of(board.target)) as timer:
@@ -118,7 +119,7 @@ def test_the_holder_of_the_lock_there_lets_go_when_we_fall_silent(board, monkeyp
         time.sleep(3)
 
 
-def test_what_lies_there_for_a_day_is_deleted(board):
+def test_what_lies_there_for_a_month_is_deleted(board):
     old = board.home / "old"
     old.mkdir(parents=True)
     os.utime(old, (0, 0))
@@ -130,9 +131,24 @@ def test_weights_beside_the_file_travel(board, tmp_path):
     import onnx
 
     file = tmp_path / "external.onnx"
-    onnx.save(onnx.load(CONTROL), file, save_as_external_data=True, location="weights.data", size_threshold=0)
+    (tmp_path / "sub").mkdir()
+    onnx.save(onnx.load(CONTROL), file, save_as_external_data=True, location="sub/weights.data", size_threshold=0)
     (found,) = measure([Subject.of(file)], 1, QUICK, machine_of(board.target))
     assert found.runs[0].effective_precision == "f32"
+
+
+def test_a_session_leaves_nothing_but_the_program(board):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
+        "from latency.target import machine_of; from latency.machine import CONTROL\n"
+        "print(machine_of(sys.argv[2]).place([CONTROL])[0])"
+    )
+    root = str(CONTROL.parent.parent)
+    done = subprocess.run([sys.executable, "-c", code, root, board.target], capture_output=True, text=True, check=True)
+    placed = Path(done.stdout.strip())
+    assert placed.name == "control.onnx"
+    assert placed.is_relative_to(board.home)
+    assert not placed.parent.parent.exists()
 
 
 def test_an_unknown_host_key_is_refused(board):

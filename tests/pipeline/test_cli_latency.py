@@ -14,6 +14,7 @@ import pytest
 
 from latency import check, compare, selftest
 from latency.machine import CONTROL
+from latency.records import Subject
 from pipeline import cli_latency
 from pipeline.cli import gate_command
 from pipeline.errors import PipelineError
@@ -235,12 +236,26 @@ def test_a_build_that_fails_is_told_with_its_last_words(cli, networks):
 def test_a_baseline_is_of_the_file_and_not_of_its_namesake(tmp_path):
     document = json.loads((ROOT / "tests" / "golden" / "measurement-1.json").read_text())
     stored = tmp_path / "stored.json"
-    twins = [document | {"path": f"out/{kind}/model.onnx", "precision": kind} for kind in ("f32", "int8")]
-    stored.write_text(json.dumps({"measurements": twins}))
-    (found,) = read_baseline(stored, [Path("out/f32/model.onnx")])
-    assert found.subject.precision == "f32"
-    with pytest.raises(PipelineError, match=r"2 measurements for elsewhere/model\.onnx, expected one"):
-        read_baseline(stored, [Path("elsewhere/model.onnx")])
+
+    def store(*rows):
+        stored.write_text(json.dumps({"measurements": [document | row for row in rows]}))
+
+    def head(path, precision="f32"):
+        return Subject(path, "onnxruntime", precision, 1, "")
+
+    store({"path": "out/f32/model.onnx"}, {"path": "out/int8/model.onnx", "precision": "int8"})
+    assert read_baseline(stored, [head("out/int8/model.onnx", "int8")])[0].subject.precision == "int8"
+    assert read_baseline(stored, [head("elsewhere/model.onnx", "int8")])[0].subject.precision == "int8"
+    with pytest.raises(PipelineError, match=r"0 measurements for elsewhere/model\.onnx, expected one"):
+        read_baseline(stored, [head("elsewhere/model.onnx", "bf16")])
+    store({"path": "a/model.onnx"})
+    with pytest.raises(PipelineError, match=r"0 measurements for b/model\.onnx, expected one"):
+        read_baseline(stored, [head("a/model.onnx"), head("b/model.onnx")])
+    store({"path": "m.xml", "precision": "f32"}, {"path": "m.xml", "precision": "bf16"})
+    assert read_baseline(stored, [head("m.xml", "bf16")])[0].subject.precision == "bf16"
+    store({"path": "m.xml", "host": {"key": "x"}})
+    with pytest.raises(PipelineError, match="no output of `edgebuild latency measure --json`"):
+        read_baseline(stored, [head("m.xml")])
 
 
 def test_revisions_are_built_in_the_folder_that_the_command_was_given_in(networks):
