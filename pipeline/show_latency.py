@@ -138,7 +138,7 @@ def show_selftest(result: dict[str, Any]) -> None:
         f"{result['path']}: {result['rounds']} rounds in fresh processes, {result['seconds']:.0f} s, "
         f"{result['host']['cpu']}",
         f"A/A: the ratio of a file to itself varies by {result['spread']:.2%} from process to process; "
-        f"{result['false_alarms']:.1%} of {result['draws']} comparisons drawn from the rounds call it different",
+        f"false alarms: {result['false_alarms']:.1%} of {result['draws']} comparisons drawn from the rounds",
         f"injected: {result['injected']:.1%} slower, seen as {result['seen']['ratio'] - 1:.1%} (99 % bounds "
         f"{result['seen']['low'] - 1:.1%} to {result['seen']['high'] - 1:.1%}); {result['detected']:.1%} of the checks "
         "found it",
