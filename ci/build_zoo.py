@@ -8,11 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from export.artifact import ModelCard
 from export.onnx_export import export_onnx
-from export.preprocess import Preprocess
 from models.build import build
 from models.spec import ModelSpec
+from pipeline.checkpoint import student_card
 
 
 def main() -> None:
@@ -22,8 +21,7 @@ def main() -> None:
         spec = ModelSpec.load(path)
         spec = spec.with_classes(spec.classes or 6)
         classes = tuple(f"class-{i}" for i in range(spec.classes or 6))
-        card = ModelCard(classes, spec.input_size, Preprocess(spec.input_size), (127.5,) * 3, (127.5,) * 3, spec.hash)
-        export_onnx(build(spec, seed=0), card, out / f"{path.stem}.onnx")
+        export_onnx(build(spec, seed=0), student_card(spec, classes, "squash"), out / f"{path.stem}.onnx")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from latency import FORMAT
-from latency.compare import LEAST_PROCESSES, PLAN, SAME, Interval, interval, log_ratios, must_agree, unpaired, unrest
+from latency.compare import LEAST_PROCESSES, PLAN, SAME, Interval, interval, log_ratios, must_agree, unpaired
 from latency.host import KEYS, Host
 from latency.machine import LOCAL, Machine
 from latency.measure import Tick, measure
@@ -115,7 +115,7 @@ def check(
         arms = measure([base, head, base], processes, PLAN, machine, True, [0.0, slowdown, 0.0], tick)
         taken += arms
         sets.append(Rounds(tuple(log_ratios(arms[0], arms[1])), tuple(log_ratios(arms[0], arms[2]))))
-        if disturbed := unrest(arms[0]):
+        if disturbed := arms[0].unrest_within:
             return _cannot(f"{disturbed}; the check says nothing of the file", len(sets) * processes), taken
         whole = sum(sets[1:], sets[0])
         threshold = threshold_of(interval(whole.noise), allowed)

@@ -10,7 +10,6 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from latency import FORMAT
 from latency.errors import InputError
 from latency.machine import LOCAL, Machine
 from latency.measure import Tick, measure
-from latency.records import UNSTEADY, Measurement, ProcessRun, Subject
+from latency.records import Measurement, ProcessRun, Subject
 from latency.sampling import Plan
 
 CONFIDENCE = 0.99
@@ -119,18 +118,6 @@ def _bounds(samples: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray
     return Interval(*np.exp([point, found.low, found.high]).tolist())
 
 
-def unrest(measurement: Measurement) -> str | None:
-    """What disturbed the ratios, by the control alone; None where nothing did. A regime that changes between
-    processes falls on both files alike, so only what moved within processes counts."""
-    within = median(r.control_unrest for r in measurement.runs)
-    if within > UNSTEADY:
-        return (
-            f"the host was disturbed: the untouched control moved by a factor of {within:.2f} within the typical "
-            "process (quartiles of its blocks)"
-        )
-    return None
-
-
 def conclude(found: Interval, band: float, processes: int, disturbed: str | None = None) -> Comparison:
     """The verdict of an interval of B/A."""
     reasons: tuple[str, ...] = ()
@@ -166,7 +153,7 @@ def compare(
         return Comparison("inconclusive", None, None, None, band, processes, (reason,)), []
     measured = measure([a, b], processes, PLAN, machine, together=True, tick=tick)
     logs = log_ratios(*measured)
-    return conclude(interval(logs), band, processes, unrest(measured[0])), measured
+    return conclude(interval(logs), band, processes, measured[0].unrest_within), measured
 
 
 def must_agree(a: Subject, b: Subject) -> None:

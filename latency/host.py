@@ -90,7 +90,7 @@ def this_host() -> Host:
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         model=_model(info),
-        versions={p: v for p in _PACKAGES if (v := _version(p))},
+        versions={p: v for p in _PACKAGES if (v := version_of(p))},
     )
 
 
@@ -121,7 +121,8 @@ def _model(info: dict[str, str]) -> str:
     return ", ".join(told)
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Of an installed package, from its metadata; None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

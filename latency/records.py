@@ -137,19 +137,25 @@ class Measurement:
     @property
     def unrest(self) -> str | None:
         """What the control says of the host's rest while this was timed; None where it was steady."""
-        within = median(r.control_unrest for r in self.runs)
         if self.control_spread > UNSTEADY:
             quartiles = np.percentile([r.control_p50_ms for r in self.runs], [25, 75])
             return (
                 f"the host was disturbed: the untouched control took {quartiles[0]:.3f} to {quartiles[1]:.3f} ms "
                 "(quartiles of its processes): frequency regimes, or a neighbour at work"
             )
-        if within > UNSTEADY:
-            return (
-                f"the host was disturbed: the untouched control moved by a factor of {within:.2f} within the typical "
-                "process (quartiles of its blocks): a neighbour at work"
-            )
-        return None
+        return self.unrest_within
+
+    @property
+    def unrest_within(self) -> str | None:
+        """The same of what moved within the processes alone: all that can disturb a ratio of files timed together, on
+        which a regime that changes between processes falls alike."""
+        within = median(r.control_unrest for r in self.runs)
+        if within <= UNSTEADY:
+            return None
+        return (
+            f"the host was disturbed: the untouched control moved by a factor of {within:.2f} within the typical "
+            "process (quartiles of its blocks): a neighbour at work"
+        )
 
     def summary(self) -> dict[str, Any]:
         """p50, p90, p99, min: medians over processes. p90_lower/upper: 99 % bounds of the median process's p90; null

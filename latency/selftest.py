@@ -18,7 +18,7 @@ import numpy as np
 
 from latency import FORMAT, compare
 from latency.check import ALLOWED, PROCESSES, Rounds, threshold_of
-from latency.compare import BAND, PLAN, Interval, conclude, interval, log_ratios, unrest
+from latency.compare import BAND, PLAN, Interval, conclude, interval, log_ratios
 from latency.machine import LOCAL, Machine
 from latency.measure import Tick, measure
 from latency.records import Subject
@@ -106,7 +106,7 @@ def selftest(
         smallest=smallest,
         spread=float(np.std(alike, ddof=1)),
         allowed=ALLOWED,
-        unrest=unrest(base),
+        unrest=base.unrest_within,
         seconds=round(time.perf_counter() - began, 1),
         when=time.strftime("%Y-%m-%d %H:%M:%S"),
         host=machine.host().as_dict(),

@@ -177,7 +177,6 @@ def main() -> None:
     with _private_stdout() as answers:
         for line in sys.stdin:
             request = json.loads(line)
-
             try:
                 answer = _ANSWERS[request["do"]](request, _beats(answers, request["silence_s"]))
             except LatencyError as error:

@@ -8,9 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from export.artifact import ModelCard
 from export.onnx_export import export_onnx
-from export.preprocess import Preprocess
 from latency.bounds import percentile
 from latency.machine import LOCAL, Machine, Worker
 from latency.measure import Tick
@@ -18,6 +16,7 @@ from latency.records import Subject
 from latency.sampling import Plan
 from models.build import build, profile
 from models.spec import ModelSpec
+from pipeline.checkpoint import student_card
 from pipeline.measured import forms
 
 _PLAN = Plan(samples=100, seconds=0.5, warmup_seconds=0.3)
@@ -69,8 +68,7 @@ def block_costs(
             specs = {times: _network(label, block, channels, size, times) for times in (1, 3)}
             files = {times: Path(folder) / f"{done}-{times}.onnx" for times in specs}
             for times, spec in specs.items():
-                card = ModelCard(tuple("abcdefgh"), size, Preprocess(size), (127.5,) * 3, (127.5,) * 3, spec.hash)
-                export_onnx(build(spec, 0), card, files[times])
+                export_onnx(build(spec, 0), student_card(spec, tuple("abcdefgh"), "squash"), files[times])
             one, three = (profile(spec) for spec in specs.values())
             row: dict[str, Any] = {
                 "block": label,

@@ -107,7 +107,7 @@ def measure_command(
 
 
 def _all_in(folder: Path, images: Path, count: int | None, place: Any) -> dict[str, Any]:
-    from export.all_in import measure_all_in
+    from export.all_in import IMAGES, measure_all_in
     from export.bundle import read_bundle
     from export.preprocess import find_images
 
@@ -115,7 +115,7 @@ def _all_in(folder: Path, images: Path, count: int | None, place: Any) -> dict[s
     paths = find_images(images)
     if not paths:
         raise PipelineError(f"--images {images}: no image found there")
-    say(f"timing {min(len(paths), 100)} images all in")
+    say(f"timing {min(len(paths), IMAGES)} images all in")
     found = measure_all_in(bundle.artifact, bundle.preprocess, paths, bundle.threads, place)
     low, predicted, high = found.predict_s(count or len(paths))
     return {

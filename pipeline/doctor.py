@@ -1,9 +1,8 @@
 """What this machine is, what it can run, and whether its timings can be trusted."""
 
-from importlib import metadata
 from typing import Any
 
-from latency.host import this_host
+from latency.host import this_host, version_of
 from latency.sampling import tick_ns
 from latency.selftest import last
 
@@ -13,7 +12,7 @@ _PACKAGES = ("edgebuild", "torch", "torchvision", "timm", "onnx", "onnxruntime",
 def examine() -> dict[str, Any]:
     """{"host", "versions", "clock_ns", "selftest", "problems"}; each problem says what to do."""
     host = this_host()
-    versions = {name: _version(name) for name in _PACKAGES}
+    versions = {name: version_of(name) for name in _PACKAGES}
     tested = last(host.key)
     problems = [f"{name} is not installed: pip install {name}" for name, version in versions.items() if version is None]
     if host.governor not in (None, "performance"):
@@ -35,13 +34,6 @@ def examine() -> dict[str, Any]:
         "selftest": tested,
         "problems": problems,
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _torchvision_trouble() -> str | None:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import yaml
 
 from export.all_in import MODULES
 from export.artifact import sha256
-from latency.host import Host
+from latency.host import Host, version_of
 from latency.machine import Machine
 from latency.target import machine_of
 from models.language import canonical_hash
@@ -199,13 +198,7 @@ def perform(stage: Stage, run: Run) -> Done:
 
 
 def versions() -> dict[str, str]:
-    found = {}
-    for package in _VERSIONS:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {package: version for package in _VERSIONS if (version := version_of(package))}
 
 
 def _replace_folder(source: Path, target: Path) -> None:

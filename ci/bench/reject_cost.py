@@ -20,12 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import optuna
 import torch
 
-from export.artifact import ModelCard
 from export.onnx_export import deployable
-from export.preprocess import Preprocess
 from latency.host import this_host
 from models.build import build, profile
 from models.space import SearchSpace
+from pipeline.checkpoint import student_card
 from pipeline.measured import CandidateTimer, forms
 
 LIMIT_MS = 0.05
@@ -46,7 +45,7 @@ def main() -> None:
             began = time.perf_counter()
             spec = space.suggest(study.ask(), 6).spec
             profile(spec)
-            card = ModelCard(tuple("abcdef"), 168, Preprocess(168), (127.5,) * 3, (127.5,) * 3, spec.hash)
+            card = student_card(spec, tuple("abcdef"), "squash")
             timer.time(spec, card, seed=0)
             whole = time.perf_counter() - began
             began = time.perf_counter()
