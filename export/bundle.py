@@ -2,127 +2,134 @@
 
 import gzip
 import json
-import re
 import shutil
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from export import FORMAT, preprocess
+from export import preprocess
 from export.artifact import Artifact, ModelCard, sha256
+from export.documents import CARD, SBOM, model_card, sbom
 from export.errors import ExportError
-from export.parity import logits_of
+from export.golden import write_golden
+from export.lock import Lock
 from export.preprocess import Preprocess
 
 _TEMPLATES = Path(__file__).parent / "templates"
-GOLDEN_SAMPLES = 4
+MANIFEST = "manifest.json"
+FORMAT = 2
+"""Of the manifest. 1: golden samples as arrays, no hashes of packages, no slice. 2: golden samples as files."""
+SLICE_IMAGES = 500
+"""Images whose labels are recorded, by the sha256 of their files: for a rehearsal where the photos are at hand."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of the file that is packed.
+
+    facts: verdict, latency, quality, host, params, macs, submission and portability (a sentence), as in result.json.
+    photos: path, class and given label of each. relies_on: as from `portability.relies_on`. drift: largest difference
+    of a logit seen on an older CPU.
+    """
+
+    facts: dict[str, Any]
+    photos: Sequence[tuple[Path, str, str]]
+    relies_on: Sequence[dict[str, Any]] = ()
+    drift: float = 0.0
 
 
 def write_bundle(
-    folder: Path, artifact: Artifact, card: ModelCard, threads: int, samples: np.ndarray, evidence: dict[str, Any]
+    folder: Path, artifact: Artifact, card: ModelCard, threads: int, lock: Lock, evidence: Evidence
 ) -> Path:
-    """Fill `folder` and write `folder`.tar.gz beside it; the archive's path.
-
-    samples: uint8 (n, size, size, 3), the golden inputs. evidence: verdict, latency, quality and host, as in
-    result.json. The manifest, written last, names each file with its sha256.
-    """
+    """Fill `folder` and write `folder`.tar.gz beside it; the archive's path. The manifest, written last, names each
+    file with its sha256."""
     folder.mkdir(parents=True)
     for file in artifact.files:
         shutil.copy(file, folder / f"model{file.suffix}")
     shipped = Artifact(folder / f"model{artifact.path.suffix}", artifact.runtime, artifact.precision)
+    digest = shipped.subject(threads).sha256
     shutil.copyfile(preprocess.__file__, folder / "preprocess.py")
     shutil.copyfile(_TEMPLATES / "predict.py", folder / "predict.py")
     (folder / "labels.txt").write_text("".join(f"{c}\n" for c in card.classes), encoding="utf-8")
-    (folder / "requirements.txt").write_text("".join(f"{r}\n" for r in requirements(artifact.runtime)))
-    golden = samples[:GOLDEN_SAMPLES]
-    np.savez_compressed(folder / "golden.npz", images=golden, logits=logits_of(shipped, golden))
-    files = sorted(p.name for p in folder.iterdir())
-    manifest = {
+    (folder / "requirements.txt").write_text(lock.text)
+    (folder / SBOM).write_text(sbom(shipped.path.name, digest, lock, artifact.precision), encoding="utf-8")
+    photos = list(evidence.photos)
+    shown = [photos[i][0] for i in np.linspace(0, len(photos) - 1, 4).round().astype(int)]
+    arrays = np.stack([card.preprocess.load(p) for p in shown])
+    chosen = sorted(set(np.linspace(0, len(photos) - 1, min(SLICE_IMAGES, len(photos))).round().astype(int)))
+    manifest: dict[str, Any] = {
         "format": FORMAT,
         "model": {
             "path": shipped.path.name,
             "runtime": artifact.runtime,
             "precision": artifact.precision,
             "threads": threads,
-            "sha256": shipped.subject(threads).sha256,
+            "sha256": digest,
         },
         "classes": list(card.classes),
         "preprocess": card.preprocess.as_dict(),
-        "evidence": evidence,
-        "files": {name: sha256(folder / name) for name in files},
+        "relies_on": list(evidence.relies_on),
+        "golden": write_golden(folder, shipped, card, arrays, evidence.drift),
+        "slice": {sha256(photos[i][0]): list(photos[i][1:]) for i in chosen},
+        "evidence": evidence.facts,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(model_card(manifest), encoding="utf-8")
+    manifest["files"] = {name: sha256(folder / name) for name in files_of(folder)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return _archive(folder)
+
+
+def files_of(folder: Path) -> list[str]:
+    """All files under it but the manifest, by their paths in the bundle."""
+    found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
+    return sorted(name for name in found if name != MANIFEST)
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a bundle's manifest says that a timing needs."""
+    """What a bundle's manifest says."""
 
     artifact: Artifact
     preprocess: Preprocess
     threads: int
+    manifest: dict[str, Any]
 
 
 def read_bundle(folder: Path) -> Bundle:
     """Raises ExportError where the folder is none, or its model is not the one of the manifest."""
+    path = folder / MANIFEST
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] not in (1, FORMAT):
+            raise ExportError(f"{path}: a bundle of format {manifest['format']}; this version reads 1 to {FORMAT}")
         model = manifest["model"]
         if Path(model["path"]).name != model["path"]:
-            raise ExportError(f"{folder}: its manifest names a model outside of it: {model['path']!r}")
+            raise ExportError(f"{path}: names a model outside of the bundle: {model['path']!r}")
         bundle = Bundle(
             Artifact(folder / model["path"], model["runtime"], model["precision"]),
             Preprocess(**manifest["preprocess"]),
             int(model["threads"]),
+            manifest,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(
-            f"{folder}: no bundle of edgebuild: {error!r}; give the folder that holds manifest.json"
+            f"{folder}: no bundle of edgebuild: {error!r}; give the folder that holds {MANIFEST}"
         ) from error
     if bundle.artifact.subject(bundle.threads).sha256 != model["sha256"]:
         raise ExportError(f"{bundle.artifact.path}: differs from the manifest's sha256; unpack the archive again")
     return bundle
 
 
-def requirements(runtime: str) -> list[str]:
-    """Pins of the runtime, numpy and Pillow, and of all that those need, at the versions installed here."""
-    pins: dict[str, str] = {}
-    pending = [runtime, "numpy", "pillow"]
-    while pending:
-        name = pending.pop()
-        key = re.sub(r"[-_.]+", "-", name).lower()
-        if key in pins:
-            continue
-        try:
-            pins[key] = metadata.version(name)
-        except metadata.PackageNotFoundError as error:
-            raise ExportError(f"{name} is not installed, so its version cannot be pinned for the bundle") from error
-        for requirement in metadata.requires(name) or []:
-            text, _, marker = requirement.partition(";")
-            found = re.match(r"[A-Za-z0-9._-]+", text)
-            if found and _applies(marker):
-                pending.append(found.group())
-    return [f"{name}=={version}" for name, version in sorted(pins.items())]
-
-
-def _applies(marker: str) -> bool:
-    if not marker.strip():
-        return True
-    from packaging.markers import Marker
-
-    return Marker(marker).evaluate({"extra": ""})
-
-
 def _archive(folder: Path) -> Path:
     """A .tar.gz with the same bytes for the same files: no times, no owners, sorted."""
 
     def anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
-        info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode = 0, 0, 0, "", "", 0o644
+        info.mtime, info.uid, info.gid, info.uname, info.gname = 0, 0, 0, "", ""
+        info.mode = 0o755 if info.isdir() else 0o644
         return info
 
     path = folder.with_name(folder.name + ".tar.gz")
@@ -131,6 +138,6 @@ def _archive(folder: Path) -> Path:
         gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w") as archive,
     ):
-        for file in sorted(folder.iterdir()):
-            archive.add(file, arcname=f"{folder.name}/{file.name}", filter=anonymous)
+        for name in sorted([*files_of(folder), MANIFEST]):
+            archive.add(folder / name, arcname=f"{folder.name}/{name}", filter=anonymous)
     return path

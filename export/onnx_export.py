@@ -28,13 +28,20 @@ class Deployable(nn.Module):
     def __init__(self, model: nn.Module, card: ModelCard) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("mean", torch.tensor(card.mean).view(1, 3, 1, 1))
-        self.register_buffer("scale", (1.0 / torch.tensor(card.std)).view(1, 3, 1, 1))
+        self.register_buffer("mean", _by_channel(card.mean))
+        self.register_buffer("scale", 1.0 / _by_channel(card.std))
 
     def forward(self, images: Tensor) -> Tensor:
         x = (images.permute(0, 3, 1, 2).float() - self.mean) * self.scale
         logits: Tensor = self.model(x)
         return logits
+
+
+def _by_channel(values: tuple[float, ...]) -> Tensor:
+    """One number where all channels share it: in an INT8 file ONNX Runtime moves the transposition behind the
+    subtraction, where three numbers by turns made a small network 1.5 times slower."""
+    tensor = torch.tensor(values).view(1, 3, 1, 1)
+    return tensor[:, :1] if len(set(values)) == 1 else tensor
 
 
 def deployable(model: nn.Module, card: ModelCard) -> Deployable:

@@ -10,40 +10,99 @@ from export.errors import ExportError
 from latency.errors import LatencyError
 from latency.runners import open_session
 
-F32_TOLERANCE = 1e-3
-"""Largest difference in a logit that an f32 file may show to torch, relative to the largest logit."""
+_ABSOLUTE, _RELATIVE = 1e-4, 1e-5
+_RESAMPLES = 2000
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Parity:
-    """max_diff: largest absolute difference in a logit. agreement: share of images with the same top-1 class."""
+    """Against the reference, on the same images. max_diff: largest absolute difference of a logit. agreement: share
+    with the same top-1 class; flipped: images with another one, near-ties left out. f1_change: of macro F1, with its
+    95 % interval by paired bootstrap."""
 
     max_diff: float
     agreement: float
+    flipped: int
     f1_macro: float
     accuracy: float
+    f1_change: float
+    f1_change_low: float
+    f1_change_high: float
+
+
+def tolerance(reference: np.ndarray) -> float:
+    """Largest difference in a logit that an f32 file may show: 1e-4, or 1e-5 of the largest logit if that is more."""
+    return max(_ABSOLUTE, _RELATIVE * float(np.abs(reference).max()))
 
 
 def logits_of(artifact: Artifact, images: np.ndarray) -> np.ndarray:
-    """float32 (n, classes) for uint8 images (n, size, size, 3), one at a time as they will be run."""
+    """float32 (n, classes) for uint8 images (n, size, size, 3), as many at a time as the file takes."""
     try:
         session = open_session(artifact.path, artifact.runtime, artifact.precision, threads=1)
-        return np.concatenate([session.infer(image[None]).copy() for image in images]).astype(np.float32)
+        batch = session.shape[0]
+        whole = [session.infer(images[i : i + batch]).copy() for i in range(0, len(images) - batch + 1, batch)]
+        return np.concatenate(whole).astype(np.float32)
     except LatencyError as error:
         raise ExportError(str(error)) from error
 
 
 def compare(reference: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> Parity:
-    """`logits` against the `reference` of the hop before, and against the labels."""
+    """`logits` against the `reference` of the hop before, and against the labels.
+
+    A near-tie is an image whose two largest reference logits are closer than twice `tolerance`: there, two right
+    answers may differ.
+    """
     if not np.isfinite(logits).all():
         raise ExportError("logits are not finite: the file computes nothing of use")
+    first, second = np.sort(reference, axis=1)[:, :-3:-1].T
+    other = reference.argmax(1) != logits.argmax(1)
+    before, after = reference.argmax(1), logits.argmax(1)
     f1, accuracy = scores(logits, labels)
+    low, high = change_interval(labels, before, after, reference.shape[1])
     return Parity(
         max_diff=float(np.abs(reference - logits).max()),
-        agreement=float((reference.argmax(1) == logits.argmax(1)).mean()),
+        agreement=float(1 - other.mean()),
+        flipped=int((other & (first - second > 2 * tolerance(reference))).sum()),
         f1_macro=f1,
         accuracy=accuracy,
+        f1_change=f1 - scores(reference, labels)[0],
+        f1_change_low=low,
+        f1_change_high=high,
     )
+
+
+def change_interval(labels: np.ndarray, before: np.ndarray, after: np.ndarray, classes: int) -> tuple[float, float]:
+    """95 % interval of how macro F1 changes from the guesses `before` to `after`: the images are drawn again, with
+    both guesses of each (percentile bootstrap, Efron & Tibshirani 1993, chapter 13)."""
+    from scipy.stats import bootstrap
+
+    def change(truth: np.ndarray, one: np.ndarray, other: np.ndarray, axis: int) -> np.ndarray:
+        return _macro_f1(truth, other, classes, axis) - _macro_f1(truth, one, classes, axis)
+
+    if (before == after).all():
+        return 0.0, 0.0
+    found = bootstrap(
+        (labels, before, after),
+        change,
+        paired=True,
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def _macro_f1(truth: np.ndarray, guesses: np.ndarray, classes: int, axis: int) -> np.ndarray:
+    """As scikit-learn's, along an axis of many resamples at once; a class that nobody is counts as 0."""
+    total = np.zeros(np.sum(truth, axis=axis).shape)
+    for c in range(classes):
+        right = ((truth == c) & (guesses == c)).sum(axis)
+        either = (truth == c).sum(axis) + (guesses == c).sum(axis)
+        total += 2 * right / np.maximum(either, 1)
+    return np.asarray(total / classes)
 
 
 def scores(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -41,7 +41,9 @@ class Preprocess:
             return self.resize(self.decode(path))
         except Image.DecompressionBombError as error:
             raise ImageError(f"{path}: too many pixels to decode safely: {error}") from error
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
+        except MemoryError as error:
+            raise ImageError(f"{path}: not enough memory to decode it") from error
+        except Exception as error:  # damaged files make Pillow's decoders raise whatever they like, struct.error too
             raise ImageError(f"{path}: {str(error) or type(error).__name__}") from error
 
     def decode(self, source: str | Path | BinaryIO, scaled: bool = True) -> Image.Image:

@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,22 @@ from export.openvino_export import read_onnx, save_ir
 CALIBRATION_IMAGES = 200
 
 
-def quantize_onnx(source: Path, images: np.ndarray, card: ModelCard, path: Path) -> None:
-    """Static QDQ, signed activations and weights, per channel. images: uint8 (n, size, size, 3). Raises ExportError."""
+def quantize_onnx(
+    source: Path,
+    images: np.ndarray,
+    card: ModelCard,
+    path: Path,
+    per_channel: bool = True,
+    unsigned: bool = False,
+    reduce_range: bool = False,
+    keep: Sequence[str] = (),
+) -> None:
+    """Static QDQ with signed 8-bit weights. images: uint8 (n, size, size, 3). Raises ExportError.
+
+    unsigned: activations from 0 to 255 (U8S8) instead of -128 to 127 (S8S8). reduce_range: weights of 7 bits, so that
+    U8S8 does not saturate on a CPU without 8-bit dot products (ONNX Runtime, "Quantize ONNX models"). keep: names of
+    layers left in f32.
+    """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -37,33 +51,48 @@ def quantize_onnx(source: Path, images: np.ndarray, card: ModelCard, path: Path)
             str(path),
             Reader(),
             quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QInt8,
+            per_channel=per_channel,
+            reduce_range=reduce_range,
+            activation_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_input_nodes(prepared),
+            nodes_to_exclude=[*_input_nodes(prepared), *keep],
         )
     model = onnx.load_model(str(path))
     onnx.helper.set_model_props(model, {METADATA_KEY: card.to_json()})
     onnx.save_model(model, str(path))
 
 
-def quantize_openvino(source: Path, images: np.ndarray, card: ModelCard, path: Path) -> None:
-    """NNCF with full bias correction (the fast one loses up to 15 points on small nets). Raises ExportError."""
+def quantize_openvino(
+    source: Path, images: np.ndarray, card: ModelCard, path: Path, fast: bool = False, keep: Sequence[str] = ()
+) -> None:
+    """NNCF, with full bias correction or the fast one, which loses up to 15 points on small nets. keep: names of layers
+    left in f32. Raises ExportError."""
     import nncf
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    dataset = nncf.Dataset([image[None] for image in images])
     try:
         model = nncf.quantize(
             read_onnx(source),
-            dataset,
+            nncf.Dataset([image[None] for image in images]),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(images),
-            fast_bias_correction=False,
+            fast_bias_correction=fast,
+            ignored_scope=nncf.IgnoredScope(names=list(keep)),
         )
     except (RuntimeError, ValueError, nncf.ValidationError) as error:
         raise ExportError(f"{source}: NNCF cannot quantize it: {error}") from error
     save_ir(model, card, path)
+
+
+def layers_of(source: Path, runtime: str) -> list[str]:
+    """Convolutions and matrix products of the f32 ONNX file, from the image on, by the names that `keep` takes."""
+    if runtime == "openvino":
+        kinds = ("Convolution", "GroupConvolution", "MatMul")
+        return [op.get_friendly_name() for op in read_onnx(source).get_ordered_ops() if op.get_type_name() in kinds]
+    import onnx
+
+    graph = onnx.load_model(str(source), load_external_data=False).graph
+    return [node.name for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
 
 
 def _input_nodes(path: Path) -> list[str]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
@@ -35,6 +36,10 @@ _ISA = (
     "sve",
 )
 """Flags of /proc/cpuinfo that decide which kernels a runtime picks (x86-64 and arm64)."""
+BF16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""Any of them: the CPU computes in bfloat16."""
+INT8_DOT = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+"""Any of them: products of 8 bits are summed in 32; without, some kernels sum them in 16 and saturate."""
 KEYS = ("cpu", "model", "isa", "cores", "governor", "versions")
 """Two hosts that agree in these may share timings."""
 _PACKAGES = ("numpy", "onnxruntime", "openvino")
@@ -63,7 +68,10 @@ class Host:
 
     @property
     def has_bf16(self) -> bool:
-        return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(self.isa))
+        return self.has_any(BF16)
+
+    def has_any(self, flags: Iterable[str]) -> bool:
+        return not set(flags).isdisjoint(self.isa)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"key": self.key}

@@ -110,12 +110,13 @@ def _run_stage(
     show: str = "show_summary",
 ) -> dict[str, Any]:
     from pipeline import show as shows
+    from pipeline import show_ship
 
     with _opened(config, overrides, run_dir, default=None) as run:
         from pipeline.run import run_one
 
         done = run_one(name, run)
-    emit(done.summary, as_json, lambda: getattr(shows, show)(done.summary))
+    emit(done.summary, as_json, lambda: getattr(show_ship if hasattr(show_ship, show) else shows, show)(done.summary))
     return done.summary
 
 
@@ -170,40 +171,44 @@ def export_command(
     run_dir: RunDirOption = None,
     checkpoint: Annotated[Path | None, typer.Option(help="A student.safetensors, instead of a run.")] = None,
     model: Annotated[Path | None, typer.Option(help="The YAML of the checkpoint's network.")] = None,
-    formats: Annotated[str, typer.Option("--format", help="Of onnx, openvino; separated by commas.")] = "onnx",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for a checkpoint's files.")] = Path(),
+    formats: Annotated[str, typer.Option("--format", help="Some of --list, separated by commas.")] = "onnx",
+    images: Annotated[Path | None, typer.Option(help="Training images, to calibrate INT8 of a checkpoint.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the files; of a run: its folder `exports`.")
+    ] = None,
+    show_list: Annotated[bool, typer.Option("--list", help="Print the formats and what each needs.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Write the student as files that a runtime reads.
+    """Write the student as files that a runtime reads; each is loaded and compared. Exit code 4 where one is not right.
 
-    Examples: edgebuild export --format onnx --run-dir runs/build;
-    edgebuild export --format onnx,openvino --checkpoint student.safetensors -o out
+    Examples: edgebuild export --format onnx --run-dir runs/build; edgebuild export --list;
+    edgebuild export --format onnx,openvino-int8 --checkpoint student.safetensors --images photos/train -o out
     """
-    from pipeline.formats import FORMATS, parse_formats
-    from pipeline.show import show_summary
+    from pipeline import show_ship
+    from pipeline.errors import ENVIRONMENT
+
+    if show_list:
+        from export.formats import table
+
+        rows = table()
+        emit({"formats": rows}, as_json, lambda: show_ship.show_formats(rows))
+        return 0
+    from export.formats import parse_formats
 
     wanted = parse_formats(formats)
     if checkpoint is None:
         with _opened(config, overrides, run_dir, default=None) as run:
-            from pipeline.run import run_one
+            from pipeline.export_files import export_run
 
-            run_one("export", run)
-            files = [run.file("export", FORMATS[name]) for name in wanted]
-        missing = [f.name for f in files if not f.is_file()]
-        if missing:
-            raise PipelineError(f"--format: {', '.join(missing)}: latency.runtimes of this run leaves that runtime out")
-    elif not checkpoint.is_file():
-        raise PipelineError(f"--checkpoint {checkpoint}: no such file")
+            written = export_run(run, wanted, output)
     else:
         with chatter_to_stderr():
-            from pipeline.checkpoint import load_checkpoint, restore
-            from pipeline.ship import export_formats
+            from pipeline.export_files import export_checkpoint
 
-            spec, card, state = load_checkpoint(checkpoint, model)
-            files = export_formats(restore(spec, state, checkpoint), card, wanted, output)
-    result = {"files": {str(f): f.stat().st_size for f in files}}
-    emit(result, as_json, lambda: show_summary(result))
-    return 0
+            written = export_checkpoint(checkpoint, model, wanted, images, output or Path())
+    result = {"files": {w["path"]: w["size_bytes"] for w in written if w["path"]}, "formats": written}
+    emit(result, as_json, lambda: show_ship.show_written(written))
+    return 0 if all(w["status"] == "passed" for w in written) else ENVIRONMENT
 
 
 _stage_command(
@@ -278,6 +283,46 @@ _stage_command(
     Example: edgebuild bundle --run-dir runs/build
     """,
 )
+
+
+@app.command("preflight")
+@guarded
+def preflight_command(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle: its archive or folder; instead of a run.")] = None,
+    disk: Annotated[str | None, typer.Option(help="All that may be written, with the environment: 500MB.")] = None,
+    memory: Annotated[str | None, typer.Option(help="What a process may hold: 1GB.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.001, help="For all images, all in.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Photos to label, also those of the recorded F1.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Images of a submission; default: those given.")] = None,
+    wheels: Annotated[Path | None, typer.Option(help="A folder of the lock's packages, instead of the index.")] = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    run_dir: RunDirOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Rehearse a submission in a sandbox: empty environment, no network, limits. pass (0), fail (1), inconclusive (3).
+
+    Example: edgebuild preflight bundle.tar.gz --disk 500MB --memory 1GB --seconds 60 --images photos/val
+    """
+    from pipeline.show_ship import show_preflight
+
+    if bundle is None:
+        found = _run_stage("preflight", config, overrides, run_dir, as_json, "show_preflight")
+        return VERDICT_CODES[found["verdict"]]
+    for option, path in (("BUNDLE", bundle), ("--images", images), ("--wheels", wheels)):
+        if path is not None and not path.exists():
+            raise PipelineError(f"{option} {path}: no such file or folder")
+    from export.preflight import Limits, preflight
+    from export.preprocess import find_images
+    from pipeline.config import parse_bytes
+
+    limits = Limits(parse_bytes("--disk", disk), parse_bytes("--memory", memory), seconds)
+    photos = find_images(images) if images else []
+    if images and not photos:
+        raise PipelineError(f"--images {images}: no image found there")
+    result = preflight(bundle, limits, photos, count, wheels).as_dict()
+    emit(result, as_json, lambda: show_preflight(result))
+    return VERDICT_CODES[result["verdict"]]
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
 
 from models.language import SpecError, nearest
 from models.spec import find_yaml
@@ -104,6 +104,19 @@ class Distill(Section):
 
 class Quantize(Section):
     max_f1_drop: Share = 0.01
+    """A file may lose so much macro F1 on val/ against the trained network; more is not shipped."""
+    images: Count = 200
+    """Training images to calibrate on."""
+    seconds: Annotated[float, Field(ge=0)] = 60
+    """For finding the layers that must stay in f32, where INT8 is the fastest but loses too much."""
+
+
+class Preflight(Section):
+    """What the place where it lands allows: 500MB, 1GiB. seconds: submission.limit_s where null."""
+
+    disk: ByteSize | None = None
+    memory: ByteSize | None = None
+    seconds: Positive | None = None
 
 
 class BuildConfig(Section):
@@ -118,6 +131,7 @@ class BuildConfig(Section):
     teacher: Teacher = Teacher()
     distill: Distill = Distill()
     quantize: Quantize = Quantize()
+    preflight: Preflight = Preflight()
 
 
 def load_config(name: str | Path, overrides: list[str] | None = None) -> BuildConfig:
@@ -143,6 +157,14 @@ def check_config(document: dict[str, Any], source: str) -> BuildConfig:
     except ValidationError as error:
         lines = [_explain(dict(e)) for e in error.errors()]
         raise PipelineError(f"{source}: " + f"\n{source}: ".join(lines)) from error
+
+
+def parse_bytes(option: str, text: str | None) -> int | None:
+    """500MB, 1GiB, 1000000. Raises PipelineError."""
+    try:
+        return None if text is None else int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError as error:
+        raise PipelineError(f"{option} {text}: expected a size such as 500MB or 1GiB") from error
 
 
 def config_name(name: str | Path) -> str:

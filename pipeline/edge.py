@@ -30,7 +30,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 
 def explain(error: BaseException) -> tuple[str, int] | None:
     """(what to tell the user, exit code) for an error that is expected; None for one that keeps its traceback."""
-    from export.errors import ExportError
+    from export.errors import ExportError, FormatError
     from export.preprocess import ImageError
     from latency.errors import InputError, LatencyError
     from models.language import SpecError
@@ -39,7 +39,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return "interrupted; what was finished is kept, the same command goes on from there", INTERRUPTED
     if isinstance(error, PipelineError):
         return str(error), error.exit_code
-    if isinstance(error, SpecError | InputError | ImageError):
+    if isinstance(error, SpecError | InputError | ImageError | FormatError):
         return str(error), USAGE
     if isinstance(error, LatencyError | ExportError):
         return str(error), ENVIRONMENT

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline import FORMAT, learn, ship
+from pipeline import FORMAT, learn, race, ship
 from pipeline.errors import NoCandidate, PipelineError
 from pipeline.files import write_json
 from pipeline.stages import Done, Run, Stage, current, perform
@@ -15,9 +15,10 @@ STAGES: tuple[Stage, ...] = (
     learn.DISTILL,
     ship.EXPORT,
     ship.QUANTIZE,
-    ship.VERIFY,
+    race.VERIFY,
     ship.GATE,
     ship.BUNDLE,
+    ship.PREFLIGHT,
 )
 
 
@@ -78,6 +79,7 @@ def _result(run: Run, done: list[Done], reasons: list[str]) -> dict[str, Any]:
         "stages": [{"name": d.name, "seconds": d.seconds, "skipped": d.skipped} for d in done],
         "host": run.host.as_dict(),
         "bundle": finished.get("bundle"),
+        "preflight": finished.get("preflight"),
     }
     if "gate" in finished:
         judged = finished["gate"]
@@ -88,4 +90,13 @@ def _result(run: Run, done: list[Done], reasons: list[str]) -> dict[str, Any]:
             "quality": finished["verify"]["quality"],
             "submission": judged["submission"],
         }
+    rehearsed = finished.get("preflight")
+    if rehearsed and _binding(run, rehearsed["verdict"]):
+        result |= {"verdict": rehearsed["verdict"], "reasons": [f"preflight: {r}" for r in rehearsed["reasons"]]}
     return result
+
+
+def _binding(run: Run, verdict: str) -> bool:
+    """A failed rehearsal always counts; one that could not tell (no sandbox here) where limits were asked for."""
+    asked = any(value is not None for value in run.config.preflight.model_dump().values())
+    return verdict == "fail" or (verdict == "inconclusive" and asked)

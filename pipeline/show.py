@@ -11,6 +11,10 @@ console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isat
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 
+def colour(verdict: str) -> str:
+    return _COLOURS[verdict]
+
+
 def new_table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for i, column in enumerate(columns):
@@ -73,6 +77,9 @@ def show_result(result: dict[str, Any], folder: Path) -> None:
         show_verdict(result)
         if result["bundle"]:
             put(f"bundle: {result['bundle']['archive']}")
+        if result["preflight"]:
+            told = "; ".join(result["preflight"]["reasons"])
+            put(f"preflight: {result['preflight']['verdict']}{f': {told}' if told else ''}")
     put(f"record: {folder / 'result.json'}")
 
 
@@ -90,34 +97,6 @@ def show_choice(summary: dict[str, Any]) -> None:
             row["reason"] or "chosen",
         )
     put(table, f"trial {summary['trial']} -> {summary['student']}")
-
-
-def show_race(summary: dict[str, Any]) -> None:
-    table = new_table(
-        f"torch: macro F1 {summary['torch']['f1_macro']:.4f}",
-        "file",
-        "F1",
-        "change",
-        "top-1 agrees",
-        "logit diff",
-        "kB",
-        "p50 ms",
-        "p90 ms",
-        "",
-    )
-    for row in summary["race"]:
-        table.add_row(
-            f"{row['runtime']} {row['precision']}",
-            f"{row['f1_macro']:.4f}",
-            f"{row['f1_change']:+.4f}",
-            f"{row['agreement']:.4f}",
-            f"{row['max_diff']:.2g}",
-            f"{row['size_bytes'] / 1e3:.0f}",
-            ms(row["p50_ms"]),
-            ms(row["p90_ms"]),
-            row["verdict"],
-        )
-    put(table)
 
 
 def show_model(result: dict[str, Any]) -> None:

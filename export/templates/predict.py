@@ -1,8 +1,12 @@
-"""Label images with the model in this folder: python predict.py PATH... [--csv FILE]
+"""Label images with the model in this folder: python predict.py PATH...
 
-PATH is an image or a folder of images. Needs what requirements.txt names and nothing else. Without --csv the table goes
-to stdout. Exit code: 0 all labelled, 1 some files could not be read (each is reported), 2 no image found or wrong use.
-`python predict.py --check` runs the golden samples and compares with the recorded logits.
+PATH is an image or a folder of images, one image at a time. The table (path, label, score) goes to stdout, or to files:
+  --csv FILE      the table
+  --json FILE     an array of the same, with the logits of each class
+  --output FILE   one JSON object in the shape of the lineage's output.csv: inference, time, macs
+Needs what requirements.txt names and nothing else. Exit code: 0 all labelled, 1 some files could not be read (each is
+reported) or --check failed, 2 no image found or wrong use. `python predict.py --check` compares the files' hashes with
+the manifest, and what the golden samples give with what was recorded.
 """
 
 import argparse
@@ -10,7 +14,9 @@ import contextlib
 import csv
 import hashlib
 import json
+import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,61 +57,113 @@ def load(manifest):
     return infer
 
 
-def softmax(logits):
-    exponents = np.exp(logits - logits.max())
-    return exponents / exponents.sum()
-
-
-def check(manifest, infer):
-    """Hashes of the files and logits of the golden samples."""
-    for name, digest in manifest["files"].items():
-        if hashlib.sha256((HERE / name).read_bytes()).hexdigest() != digest:
-            sys.exit(f"{name}: differs from the manifest")
-    golden = np.load(HERE / "golden.npz")
-    logits = np.concatenate([infer(image[None]).copy() for image in golden["images"]])
-    difference = float(np.abs(logits - golden["logits"]).max())
-    same = bool((logits.argmax(1) == golden["logits"].argmax(1)).all())
-    print(f"{len(logits)} golden samples: largest difference {difference:.2g}, labels {'agree' if same else 'DIFFER'}")
-    return 0 if same else 1
-
-
-def label(images, manifest, out):
-    """One row an image; the number of files that could not be read."""
+def predict(paths, manifest, report):
+    """(path, label, score, logits, seconds of inference) of each file; report(error) for one that cannot be read."""
     infer, preprocess, labels = load(manifest), Preprocess(**manifest["preprocess"]), manifest["classes"]
+    for path in paths:
+        try:
+            array = preprocess.load(path)[None]
+        except ImageError as error:
+            report(error)
+            continue
+        began = time.perf_counter()
+        logits = infer(array)[0]
+        took = time.perf_counter() - began
+        if not np.isfinite(logits).all():
+            sys.exit(f"{path}: the model's output is not finite; its file is damaged, or this CPU cannot run it")
+        exponents = np.exp(logits - logits.max())
+        best = int(logits.argmax())
+        yield path, labels[best], float(exponents[best] / exponents.sum()), logits, took
+
+
+def write_csv(out, rows):
     table = csv.writer(out)
     table.writerow(["path", "label", "score"])
-    unread = 0
-    for path in images:
-        try:
-            scores = softmax(infer(preprocess.load(path)[None])[0])
-        except ImageError as error:
-            unread += 1
-            print(f"skipped: {error}", file=sys.stderr)
-            continue
-        best = int(scores.argmax())
-        table.writerow([path, labels[best], f"{scores[best]:.6f}"])
-    return unread
+    for path, label, score, _, _ in rows:
+        table.writerow([path, label, f"{score:.6f}"])
+
+
+def write_json(out, rows):
+    before = "[\n"
+    for path, label, score, logits, _ in rows:
+        row = {"path": str(path), "label": label, "score": score, "logits": [float(v) for v in logits]}
+        out.write(before + json.dumps(row))
+        before = ",\n"
+    out.write("\n]\n" if before == ",\n" else "[]\n")
+
+
+def write_output(out, rows, evidence):
+    """The shape of the lineage's output.csv, which is JSON: label and seconds by file name."""
+    began, inference, seconds = time.monotonic(), {}, {}
+    for path, label, _, _, took in rows:
+        name = path.name if path.name not in inference else str(path)
+        inference[name], seconds[name] = label, took
+    runtime = {"all": time.monotonic() - began, "inference_only": sum(seconds.values())}
+    profile = {"cuda": 0.0, "cpu": evidence["latency"]["p50_ms"] / 1e3}
+    times = {"profile": profile, "runtime": runtime, "inference": seconds}
+    json.dump({"inference": inference, "time": times, "macs": evidence["macs"]}, out)
+
+
+def check(manifest):
+    """Hashes of the files; logits and labels of the golden samples, from their files."""
+    for name, digest in manifest["files"].items():
+        if not (HERE / name).is_file() or hashlib.sha256((HERE / name).read_bytes()).hexdigest() != digest:
+            sys.exit(f"{name}: differs from the manifest")
+    samples, tolerance = manifest["golden"]["samples"], manifest["golden"]["tolerance"]
+    worst, wrong = 0.0, 0
+    for path, label, _, logits, _ in predict([HERE / name for name in samples], manifest, sys.exit):
+        recorded = samples[path.relative_to(HERE).as_posix()]
+        worst = max(worst, float(np.abs(logits - recorded["logits"]).max()))
+        wrong += label != recorded["label"] and not recorded["near_tie"]
+    agreed = worst <= tolerance and not wrong
+    print(
+        f"{len(samples)} golden samples: largest difference of a logit {worst:.2g}, allowed {tolerance:.2g}; ", end=""
+    )
+    print(f"{wrong} labels differ: {'they agree' if agreed else 'THEY DISAGREE'}")
+    return 0 if agreed else 1
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", help="images or folders")
-    parser.add_argument("--csv", help="write the table to this file instead of stdout")
+    parser.add_argument("--csv", metavar="FILE", help="write the table to this file")
+    parser.add_argument("--json", metavar="FILE", help="write JSON, with all logits, to this file (- for stdout)")
+    parser.add_argument("--output", metavar="FILE", help="write JSON in the shape of the lineage's output.csv")
     parser.add_argument("--check", action="store_true", help="verify files and golden samples")
     args = parser.parse_args()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
     if args.check:
-        return check(manifest, load(manifest))
+        return check(manifest)
+    wanted = [(w, f) for w, f in (("csv", args.csv), ("json", args.json), ("output", args.output)) if f]
+    if len(wanted) > 1:
+        parser.error("give one of --csv, --json and --output")
     missing = [p for p in args.paths if not Path(p).exists()]
     if missing or not args.paths:
         parser.error("no such file or folder: " + ", ".join(missing) if missing else "give at least one PATH")
     images = [image for path in args.paths for image in find_images(path)]
     if not images:
         parser.error("no image found under " + ", ".join(args.paths))
+
+    unread = 0
+
+    def report(error):
+        nonlocal unread
+        unread += 1
+        print(f"skipped: {error}", file=sys.stderr)
+
+    rows = predict(images, manifest, report)
+    shape, file = wanted[0] if wanted else ("csv", "-")
     with contextlib.ExitStack() as stack:
-        csv_file = Path(args.csv) if args.csv else None
-        out = stack.enter_context(csv_file.open("w", newline="", encoding="utf-8")) if csv_file else sys.stdout
-        unread = label(images, manifest, out)
+        out = sys.stdout
+        if file != "-":
+            out = stack.enter_context(Path(file).open("w", newline="", encoding="utf-8"))
+        if shape == "csv":
+            write_csv(out, rows)
+        elif shape == "json":
+            write_json(out, rows)
+        else:
+            write_output(out, rows, manifest["evidence"])
     print(f"{len(images) - unread} images labelled, {unread} skipped", file=sys.stderr)
     return 1 if unread else 0
 

@@ -4,11 +4,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from export.artifact import ModelCard
+from export.artifact import Artifact, ModelCard
+from export.bundle import Evidence
 from export.onnx_export import deployable, export_onnx
 from export.openvino_export import read_onnx, save_ir
+from export.parity import f1_per_class, logits_of, scores
 from export.preprocess import Preprocess
+from latency.host import this_host
 from models.build import build
 from models.spec import ModelSpec
 
@@ -43,3 +47,60 @@ def exported(tmp_path_factory) -> Exported:
     with torch.no_grad():
         logits = deployable(model, card)(torch.from_numpy(images)).numpy()
     return Exported(folder, model, card, images, logits)
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Files of smooth colours, and the class of each: what `exported` says of it, but for every fifth."""
+
+    folder: Path
+    paths: tuple[Path, ...]
+    truth: tuple[str, ...]
+
+    def arrays(self, card: ModelCard) -> np.ndarray:
+        return np.stack([card.preprocess.load(p) for p in self.paths])
+
+
+@pytest.fixture(scope="session")
+def photos(exported, tmp_path_factory) -> Photos:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(3)
+    for i in range(20):
+        small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        small.resize((400, 300), Image.Resampling.BICUBIC).save(folder / f"{i:02}.jpg", quality=95)
+    paths = tuple(sorted(folder.iterdir()))
+    images = np.stack([exported.card.preprocess.load(p) for p in paths])
+    with torch.no_grad():
+        labels = deployable(exported.model, exported.card)(torch.from_numpy(images)).argmax(1).numpy()
+    classes = exported.card.classes
+    return Photos(folder, paths, tuple(classes[(n + (i % 5 == 0)) % 6] for i, n in enumerate(labels)))
+
+
+@pytest.fixture(scope="session")
+def evidence_of(photos):
+    """Evidence for a file, made of what it really answers; the latency is invented."""
+
+    def make(artifact: Artifact, card: ModelCard, **more) -> Evidence:
+        logits = logits_of(artifact, photos.arrays(card))
+        truth = np.array([card.classes.index(t) for t in photos.truth])
+        f1, accuracy = scores(logits, truth)
+        facts = {
+            "verdict": "pass",
+            "latency": {"p50_ms": 0.5, "p90_ms": 0.6, "p90_upper_ms": 0.7, "limit_ms": 1.4, "processes": 9},
+            "submission": None,
+            "quality": {
+                "f1_macro": f1,
+                "accuracy": accuracy,
+                "split": "test",
+                "selected_on": False,
+                "f1_per_class": f1_per_class(logits, truth, card.classes),
+            },
+            "host": this_host().as_dict(),
+            "params": 1000,
+            "macs": 2000,
+            "portability": {"how": "a test", "images": 0},
+        }
+        labels = [card.classes[i] for i in logits.argmax(1)]
+        return Evidence(facts, list(zip(photos.paths, photos.truth, labels, strict=True)), **more)
+
+    return make

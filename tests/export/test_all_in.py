@@ -8,6 +8,7 @@ from export.all_in import PARTS, PROCESSES, measure_all_in
 from export.artifact import Artifact
 from export.bundle import read_bundle, write_bundle
 from export.errors import ExportError
+from export.lock import Lock
 from export.preprocess import ImageError, Preprocess
 from latency.machine import LocalMachine
 
@@ -73,18 +74,19 @@ def test_images_are_taken_evenly_and_not_from_the_first_class_alone(exported, ph
     assert [p.name for p in asked[-1]] == ["0.jpg", "2.jpg", "5.jpg"]
 
 
-def test_a_bundle_tells_what_a_timing_needs(exported, tmp_path):
+def test_a_bundle_tells_what_a_timing_needs(exported, evidence_of, tmp_path):
     folder = tmp_path / "bundle"
     artifact = Artifact(exported.folder / "model.xml", "openvino", "f32")
-    write_bundle(folder, artifact, exported.card, 1, exported.images[:2], {})
+    lock = Lock("numpy==2.0\n", (("numpy", "2.0"),))
+    write_bundle(folder, artifact, exported.card, 1, lock, evidence_of(artifact, exported.card))
     bundle = read_bundle(folder)
     assert (bundle.artifact.path, bundle.artifact.runtime, bundle.threads) == (folder / "model.xml", "openvino", 1)
     assert bundle.preprocess == exported.card.preprocess
     (folder / "model.bin").write_bytes(b"other weights")
     with pytest.raises(ExportError, match="differs from the manifest"):
         read_bundle(folder)
-    (folder / "manifest.json").write_text('{"model": {"path": "../../etc/passwd"}}')
-    with pytest.raises(ExportError, match="outside of it"):
+    (folder / "manifest.json").write_text('{"format": 2, "model": {"path": "../../etc/passwd"}}')
+    with pytest.raises(ExportError, match="outside of the bundle"):
         read_bundle(folder)
 
 

@@ -57,11 +57,17 @@ REFUSED = {
         "w.safetensors: no such file",
     ),
     "a wrong model": (["model", "show", "cpu_smal"], 2, "did you mean 'cpu_small'?"),
+    "preflight of nothing": (["preflight", "none.tar.gz"], 2, "BUNDLE none.tar.gz: no such file or folder"),
+    "a size that is none": (
+        ["preflight", ".", "--disk", "much"],
+        2,
+        "--disk much: expected a size such as 500MB or 1GiB",
+    ),
     "an unknown format": (["export", "--format", "onx", "--run-dir", "r"], 2, "--format onx: expected some of onnx"),
     "a checkpoint of nothing": (
         ["export", "--checkpoint", "none.safetensors"],
         2,
-        "none.safetensors: no such file",
+        "none.safetensors: no such checkpoint",
     ),
     "an unknown command": (["serach"], 2, "No such command 'serach'"),
 }

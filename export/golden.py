@@ -1,0 +1,58 @@
+"""Golden samples: image files whose logits are recorded, so that a bundle can be seen to answer as it should.
+
+Photos at the input size show the network at work; two drawn files of another size, one turned by EXIF and one with
+alpha, go through every step of the preprocessing, where most exported classifiers fail in the field.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from export.artifact import Artifact, ModelCard
+from export.parity import logits_of
+
+PHOTOS = 4
+_F32, _BF16 = 1e-3, 2e-2
+"""Allowed difference of a logit, as a share of the largest one. bf16 keeps 8 bits, and its sums round otherwise on
+another CPU that has it."""
+_ORIENTATION = 0x0112
+
+
+def write_golden(folder: Path, artifact: Artifact, card: ModelCard, photos: np.ndarray, drift: float) -> dict[str, Any]:
+    """Fill `folder`/golden; the manifest's part on it, names relative to `folder`.
+
+    photos: uint8 (n, size, size, 3). drift: largest difference of a logit seen on an older CPU, where the file may run.
+    """
+    golden = folder / "golden"
+    golden.mkdir()
+    for i, photo in enumerate(photos[:PHOTOS]):
+        Image.fromarray(photo).save(golden / f"photo-{i}.png")
+    exif = Image.Exif()
+    exif[_ORIENTATION] = 6  # turned by a quarter
+    size = card.input_size
+    # Over twice the input in both directions, so that the decoder's own down-scaling is in it.
+    _drawn(0, 5 * size, 3 * size).save(golden / "turned.jpg", quality=90, exif=exif)
+    alpha = _drawn(1, size // 2, size)
+    alpha.putalpha(128)
+    alpha.save(golden / "alpha.png")
+    files = sorted(golden.iterdir())
+    logits = logits_of(artifact, np.stack([card.preprocess.load(f) for f in files]))
+    share = _BF16 if artifact.precision == "bf16" else _F32
+    tolerance = max(share * max(1.0, float(np.abs(logits).max())), 2 * drift)
+    samples = {}
+    for file, values in zip(files, logits, strict=True):
+        second, first = np.sort(values)[-2:]
+        samples[f"golden/{file.name}"] = {
+            "label": card.classes[int(values.argmax())],
+            "logits": [float(v) for v in values],
+            "near_tie": bool(first - second <= 2 * tolerance),
+        }
+    return {"tolerance": tolerance, "samples": samples}
+
+
+def _drawn(seed: int, width: int, height: int) -> Image.Image:
+    """Coloured tiles with hard edges, no two channels alike: another filter or order of channels shows."""
+    tiles = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    return Image.fromarray(tiles).resize((width, height), Image.Resampling.NEAREST)

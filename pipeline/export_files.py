@@ -1,0 +1,58 @@
+"""`edgebuild export`: files of any format, from a run or from a checkpoint."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.formats import FORMATS, Source, write_formats
+from export.preprocess import find_images
+from latency.host import INT8_DOT, this_host
+from latency.records import model_files
+from pipeline.checkpoint import load_checkpoint, restore
+from pipeline.errors import PipelineError
+from pipeline.run import run_one
+from pipeline.ship import run_source, write_f32
+from pipeline.stages import Run
+
+CALIBRATION_IMAGES = 200
+
+
+def export_run(run: Run, names: tuple[str, ...], folder: Path | None) -> list[dict[str, Any]]:
+    """The stage, and any further format into `exports` of the run folder. folder: all into it, instead."""
+    run_one("export", run)
+    made = {} if folder else {n: f for n in names if (f := run.file("export", FORMATS[n].file)).is_file()}
+    told = "made and checked by the stage"
+    rows: dict[str, dict[str, Any]] = {
+        n: {"format": n, "status": "passed", "reason": told, "path": str(f), "size_bytes": _size(f)}
+        for n, f in made.items()
+    }
+    others = [n for n in names if n not in made]
+    if others:
+        for written in write_formats(run_source(run), others, folder or run.folder / "exports"):
+            rows[written.format] = asdict(written)
+    return [rows[n] for n in names]
+
+
+def _size(file: Path) -> int:
+    return sum(f.stat().st_size for f in model_files(file))
+
+
+def export_checkpoint(
+    checkpoint: Path, model: Path | None, names: tuple[str, ...], images: Path | None, folder: Path
+) -> list[dict[str, Any]]:
+    """images: a folder to calibrate INT8 on. Raises PipelineError."""
+    spec, card, state = load_checkpoint(checkpoint, model)
+    calibration = None
+    if images is not None:
+        paths = find_images(images) if images.exists() else []
+        if not paths:
+            raise PipelineError(f"--images {images}: no image found there")
+        chosen = np.random.default_rng(0).permutation(len(paths))[:CALIBRATION_IMAGES]
+        calibration = np.stack([card.preprocess.load(paths[i]) for i in sorted(chosen)])
+    source = write_f32(restore(spec, state, checkpoint), card, folder)
+    written = write_formats(Source(source, card, calibration, not this_host().has_any(INT8_DOT)), names, folder)
+    if "onnx" not in names:
+        source.unlink()
+    return [asdict(w) for w in written]

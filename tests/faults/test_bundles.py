@@ -1,0 +1,449 @@
+"""Spoiled bundles, each refused with its named cause, and good ones, which are not.
+
+A fault that a hash would find is found by it; the others are sealed again, as a wrong tool would have packed them.
+"""
+
+import io
+import json
+import re
+import shutil
+import tarfile
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from export import sandbox
+from export.artifact import Artifact, sha256
+from export.bundle import files_of, write_bundle
+from export.formats import FORMATS, Source, write_formats
+from export.lock import lock
+from export.preflight import Limits, preflight
+from export.preprocess import Preprocess
+from latency.records import file_hash
+from tests.conftest import ROOT
+
+needs_sandbox = pytest.mark.skipif(bool(sandbox.available()), reason=f"no sandbox: {sandbox.available()}")
+
+
+@pytest.fixture(scope="session")
+def locks():
+    found = {runtime: lock(runtime) for runtime in ("onnxruntime", "openvino")}
+    problems = {r: f.problem for r, f in found.items() if f.problem}
+    if problems:
+        pytest.skip(f"needs a package index: {problems}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def wheels(locks, tmp_path_factory):
+    """The packages of both locks, downloaded once."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for runtime, found in locks.items():
+        path = folder / f"{runtime}.txt"
+        path.write_text(found.text)
+        assert sandbox.fetch(path, folder, None) is None
+    return folder
+
+
+@pytest.fixture(scope="session")
+def good(exported, evidence_of, locks, tmp_path_factory):
+    artifact = Artifact(exported.folder / "model.onnx", "onnxruntime", "f32")
+    folder = tmp_path_factory.mktemp("good") / "bundle"
+    return write_bundle(folder, artifact, exported.card, 1, locks["onnxruntime"], evidence_of(artifact, exported.card))
+
+
+@pytest.fixture
+def bundle(good, tmp_path):
+    """A copy of its own, unpacked."""
+    return Path(shutil.copytree(good.with_name("bundle"), tmp_path / "bundle"))
+
+
+def edit(folder, change):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def seal(folder):
+    """Write the hashes anew, as whoever packed it like this would have."""
+
+    def change(manifest):
+        manifest["files"] = {name: sha256(folder / name) for name in files_of(folder)}
+        if (folder / "model.onnx").exists():
+            manifest["model"]["sha256"] = file_hash(folder / "model.onnx")
+
+    edit(folder, change)
+
+
+def replace_text(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def flip_byte(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cause(found):
+    assert found.verdict == "fail", found
+    (failed,) = [c for c in found.checks if c.verdict == "fail"]
+    return failed
+
+
+def refused(path, name, *told, limits=None, photos=(), wheels=None):
+    failed = cause(preflight(path, limits or Limits(), photos, wheels=wheels))
+    assert failed.name == name, failed
+    for text in told:
+        assert text in failed.told, failed.told
+
+
+# --- found without running anything of it ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "labels.txt", "predict.py", "preprocess.py", "golden/alpha.png"])
+def test_a_changed_byte(bundle, name):
+    flip_byte(bundle / name)
+    refused(bundle, "hashes", name, "changed since it was packed")
+
+
+def test_a_missing_file(bundle):
+    (bundle / "preprocess.py").unlink()
+    refused(bundle, "hashes", "preprocess.py: missing")
+
+
+def test_an_additional_file(bundle):
+    (bundle / "numpy.py").write_text("")
+    refused(bundle, "hashes", "numpy.py: not in the manifest")
+
+
+def test_a_truncated_archive(good, tmp_path):
+    path = tmp_path / "bundle.tar.gz"
+    path.write_bytes(good.read_bytes()[:-5000])
+    refused(path, "archive", "damaged")
+
+
+def test_no_archive(tmp_path):
+    path = tmp_path / "bundle.tar.gz"
+    path.write_text("text")
+    refused(path, "archive", "damaged, or no .tar.gz")
+
+
+def packed(path, *members, top=True):
+    with tarfile.open(path, "w:gz") as archive:
+        if top:
+            folder = tarfile.TarInfo("bundle")
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(folder)
+        for member, data in members:
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("name", ["bundle/../../escaped", "/tmp/edgebuild-escaped"])
+def test_a_path_that_leaves_the_folder(tmp_path, name):
+    path = packed(tmp_path / "evil.tar.gz", (tarfile.TarInfo(name), b"x"))
+    found = preflight(path, Limits())
+    assert found.verdict == "fail"
+    assert not (tmp_path.parent / "escaped").exists()
+    assert not Path("/tmp/edgebuild-escaped").exists()
+    assert cause(found).name in ("archive", "manifest")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_a_link_or_a_device_in_the_archive(tmp_path, kind):
+    member = tarfile.TarInfo("bundle/model.onnx")
+    member.type, member.linkname = kind, "/etc/passwd"
+    refused(packed(tmp_path / "evil.tar.gz", (member, b"")), "archive", "neither a file nor a folder")
+
+
+def test_an_archive_that_unpacks_to_too_much(tmp_path):
+    path = tmp_path / "bomb.tar.gz"
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+        member = tarfile.TarInfo("bundle/zeros")
+        member.size = 2**31
+        archive.addfile(member, _Zeros(member.size))
+    assert path.stat().st_size < 2**25
+    refused(path, "archive", "unpacks to more than")
+
+
+class _Zeros(io.RawIOBase):
+    def __init__(self, size):
+        self.left = size
+
+    def read(self, size=-1):
+        size = min(size, self.left)
+        self.left -= size
+        return bytes(size)
+
+
+def test_a_cpu_that_lacks_what_is_relied_on(bundle):
+    edit(bundle, lambda m: m.update(relies_on=[{"what": "a unit of the future", "any_of": ["avx1024"]}]))
+    refused(bundle, "cpu", "lacks what the file relies on: a unit of the future (one of avx1024)")
+
+
+def test_a_newer_manifest(bundle):
+    edit(bundle, lambda m: m.update(format=99))
+    refused(bundle, "manifest", "format 99; a rehearsal needs 2")
+
+
+def test_a_manifest_that_names_a_model_elsewhere(bundle):
+    edit(bundle, lambda m: m["model"].update(path="../model.onnx"))
+    refused(bundle, "manifest", "outside of the bundle")
+
+
+def test_other_labels_in_the_text_than_in_the_manifest(bundle):
+    (bundle / "labels.txt").write_text("f\ne\nd\nc\nb\na\n")
+    seal(bundle)
+    refused(bundle, "labels", "another order")
+
+
+def test_a_lock_without_hashes_cannot_be_told(bundle):
+    (bundle / "requirements.txt").write_text("numpy==2.0\n")
+    seal(bundle)
+    found = preflight(bundle, Limits())
+    assert found.verdict == "inconclusive"
+    assert "requirements.txt has no hashes" in found.reasons[0]
+
+
+def test_without_a_sandbox_nothing_is_run_and_nothing_pretended(bundle, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    found = preflight(bundle, Limits())
+    assert found.verdict == "inconclusive"
+    assert "bubblewrap is not installed" in found.reasons[0]
+    assert "nothing of the bundle was run" in found.reasons[0]
+
+
+# --- found by running it in the sandbox -----------------------------------------------------------------------------
+
+
+def other_mean(bundle):
+    model = onnx.load(bundle / "model.onnx")
+    subtracted = {i for n in model.graph.node if n.op_type == "Sub" for i in n.input}
+    (mean,) = [t for t in model.graph.initializer if t.name in subtracted]
+    mean.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(mean) - 5, mean.name))
+    onnx.save(model, bundle / "model.onnx")
+
+
+def other_std(bundle):
+    """The division is folded into the first convolution."""
+    model = onnx.load(bundle / "model.onnx")
+    first = next(n for n in model.graph.node if n.op_type == "Conv")
+    weight = next(t for t in model.graph.initializer if t.name == first.input[1])
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(0.9), weight.name))
+    onnx.save(model, bundle / "model.onnx")
+
+
+def bgr(bundle):
+    replace_text(bundle / "predict.py", "preprocess.load(path)[None]", "preprocess.load(path)[None, :, :, ::-1]")
+
+
+def other_filter(bundle):
+    edit(bundle, lambda m: m["preprocess"].update(filter="bicubic"))
+
+
+def no_exif(bundle):
+    replace_text(bundle / "preprocess.py", "ImageOps.exif_transpose(image)", "image")
+
+
+def swapped_labels(bundle):
+    edit(bundle, lambda m: m.update(classes=m["classes"][::-1]))
+    (bundle / "labels.txt").write_text("".join(f"{c}\n" for c in "fedcba"))
+
+
+def missing_dependency(bundle):
+    path = bundle / "requirements.txt"
+    path.write_text(re.sub(r"^numpy==.*?(?=^\w)", "", path.read_text(), flags=re.MULTILINE | re.DOTALL))
+
+
+def unlocked_import(bundle):
+    replace_text(bundle / "predict.py", "import argparse", "import argparse\nimport scipy")
+
+
+def wrong_version(bundle):
+    path = bundle / "requirements.txt"
+    path.write_text(re.sub(r"^onnxruntime==\S+", "onnxruntime==0.0.1", path.read_text(), flags=re.MULTILINE))
+
+
+def missing_external_data(bundle):
+    model = onnx.load(bundle / "model.onnx")
+    onnx.save_model(model, bundle / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (bundle / "weights.bin").rename(bundle / "elsewhere.bin")
+
+
+def newer_ir(bundle):
+    model = onnx.load(bundle / "model.onnx")
+    model.ir_version = 99
+    onnx.save(model, bundle / "model.onnx")
+
+
+def nan_outputs(bundle):
+    model = onnx.load(bundle / "model.onnx")
+    weight = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+    weight.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(weight), np.nan), weight.name))
+    onnx.save(model, bundle / "model.onnx")
+
+
+def reaches_for_the_network(bundle):
+    code = "import socket\nsocket.create_connection(('192.0.2.1', 80), timeout=5)\n"
+    replace_text(bundle / "predict.py", "import argparse", f"{code}import argparse")
+
+
+SPOILED = {
+    other_mean: ("golden samples", "a logit of"),
+    other_std: ("golden samples", "a logit of"),
+    bgr: ("golden samples", "a logit of"),
+    other_filter: ("golden samples", "only the drawn files differ: the preprocessing is another"),
+    no_exif: ("golden samples", "turned.jpg", "the preprocessing is another"),
+    swapped_labels: ("labels", "the labels are in another order"),
+    missing_dependency: ("dependencies", "numpy"),
+    unlocked_import: ("dependencies", "the lock leaves out scipy"),
+    wrong_version: ("dependencies", "onnxruntime"),
+    missing_external_data: ("model",),
+    newer_ir: ("model", "99"),
+    nan_outputs: ("outputs", "not finite"),
+    reaches_for_the_network: ("golden", "unreachable"),
+}
+
+
+@pytest.mark.slow
+@needs_sandbox
+@pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__)
+def test_a_spoiled_bundle_is_refused_by_its_cause(bundle, wheels, spoil):
+    spoil(bundle)
+    seal(bundle)
+    name, *told = SPOILED[spoil]
+    refused(bundle, name, *told, wheels=wheels)
+
+
+@pytest.mark.slow
+@needs_sandbox
+def test_int8_that_was_calibrated_on_black_images_saturates(exported, evidence_of, locks, wheels, tmp_path, photos):
+    """Packed as if it were the good INT8 file: its golden samples and its recorded labels are those of the good one."""
+    black, right = np.zeros_like(exported.images[:8]), photos.arrays(exported.card)
+    folders = {}
+    for name, images in (("right", right), ("black", black)):
+        source = Source(exported.folder / "model.onnx", exported.card, images)
+        (written,) = write_formats(source, ["onnx-int8"], tmp_path / name)
+        artifact = Artifact(Path(written.path), "onnxruntime", "int8")
+        folders[name] = tmp_path / name / "bundle"
+        evidence = evidence_of(artifact, exported.card)
+        write_bundle(folders[name], artifact, exported.card, 1, locks["onnxruntime"], evidence)
+    shutil.copy(folders["black"] / "model.onnx", folders["right"] / "model.onnx")
+    seal(folders["right"])
+    refused(folders["right"], "golden samples", "a logit of", wheels=wheels, photos=photos.paths)
+
+
+@pytest.mark.slow
+@needs_sandbox
+@pytest.mark.parametrize("disk", [5_000_000, 60_000_000, 150_000_000])
+def test_over_the_disk(good, wheels, disk):
+    refused(good, "disk", f"{disk / 1e6:.0f} MB are not enough", limits=Limits(disk_bytes=disk), wheels=wheels)
+
+
+@pytest.mark.slow
+@needs_sandbox
+def test_over_the_disk_by_what_predict_writes(bundle, wheels):
+    code = "open('/disk/large', 'wb').write(bytes(400_000_000))\n"
+    replace_text(bundle / "predict.py", "import argparse", f"{code}import argparse")
+    seal(bundle)
+    refused(bundle, "disk", "full at the step 'golden'", limits=Limits(disk_bytes=500_000_000), wheels=wheels)
+
+
+@pytest.mark.slow
+@needs_sandbox
+def test_over_the_memory(bundle, wheels):
+    replace_text(bundle / "predict.py", "HERE = ", "HOG = np.ones(100_000_000)\nHERE = ")
+    seal(bundle)
+    limits = Limits(memory_bytes=500_000_000)
+    refused(bundle, "memory", "does not run in 500 MB; it held", limits=limits, wheels=wheels)
+
+
+@pytest.mark.slow
+@needs_sandbox
+def test_over_the_time(bundle, wheels):
+    replace_text(bundle / "predict.py", "HERE = ", "import time as _t\n_t.sleep(60)\nHERE = ")
+    seal(bundle)
+    refused(bundle, "time", "'golden' was ended after", limits=Limits(seconds=2), wheels=wheels)
+
+
+@pytest.mark.slow
+@needs_sandbox
+def test_too_slow_for_so_many_images(good, wheels, photos):
+    found = preflight(good, Limits(seconds=5), photos.paths, count=1_000_000, wheels=wheels)
+    failed = cause(found)
+    assert failed.name == "time"
+    assert "1000000 images in" in failed.told
+
+
+@pytest.mark.slow
+@needs_sandbox
+def test_the_sandbox_holds(bundle, wheels, tmp_path):
+    """predict.py looks around: no network, no files of ours, nothing to write on but its disk, no environment."""
+    probe = """
+        import os, socket, sys, pathlib
+        seen = []
+        for path in FORBIDDEN:
+            if os.path.exists(path): seen.append(path)
+        for path in ("/tmp", "/usr/x", "/dev/shm/x", "/x", "/given/bundle/x", "/given/wheels/x"):
+            try: pathlib.Path(path).write_text("x"); seen.append("wrote " + path)
+            except OSError: pass
+        try: socket.create_connection(("127.0.0.1", int(PORT)), 2); seen.append("network")
+        except OSError: pass
+        if "SECRET" in os.environ: seen.append("environment")
+        seen += [p for p in os.environ if p not in ("HOME", "TMPDIR", "PATH", "LANG", "PWD", "LC_CTYPE")]
+        if len([p for p in os.listdir("/proc") if p.isdigit()]) > 5: seen.append("processes")
+        if seen: sys.exit("SEEN " + " ".join(seen))
+    """
+    import os
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        code = textwrap.dedent(probe).replace("PORT", repr(server.getsockname()[1]))
+        hidden = ["/etc/passwd", "/etc/shadow", "/var", str(tmp_path), str(ROOT), "/given/images"]
+        code = code.replace("FORBIDDEN", repr(hidden))
+        replace_text(bundle / "predict.py", "import argparse\n", f"{code}\nimport argparse\n")
+        seal(bundle)
+        os.environ["SECRET"] = "x"
+        try:
+            found = preflight(bundle, Limits(), wheels=wheels)
+        finally:
+            del os.environ["SECRET"]
+    assert found.verdict == "pass", found.reasons
+
+
+# --- good ones ------------------------------------------------------------------------------------------------------
+
+GOOD = ("onnx", "ort", "onnx-int8", "openvino", "openvino-f16", "openvino-int8")
+
+
+@pytest.mark.slow
+@needs_sandbox
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_bundle_passes(exported, evidence_of, photos, locks, wheels, tmp_path, name):
+    source = Source(exported.folder / "model.onnx", exported.card, photos.arrays(exported.card))
+    (written,) = write_formats(source, [name], tmp_path)
+    assert written.status == "passed", written
+    form = FORMATS[name]
+    artifact = Artifact(Path(written.path), form.runtime, form.precisions[0])
+    card = replace(exported.card, preprocess=Preprocess(168, fit="pad" if "int8" in name else "squash"))
+    folder = tmp_path / "bundle"
+    archive = write_bundle(folder, artifact, card, 1, locks[form.runtime], evidence_of(artifact, card))
+    limits = Limits(disk_bytes=600_000_000, memory_bytes=1_000_000_000, seconds=60)
+    found = preflight(archive, limits, photos.paths, count=1000, wheels=wheels)
+    assert found.verdict == "pass", found.reasons
+    names = [c.name for c in found.checks]
+    assert names == [
+        *("archive", "hashes", "cpu", "sandbox", "environment", "golden samples", "F1", "disk", "memory", "start"),
+        "time",
+    ]
+    assert found.figures["environment_bytes"] < (330e6 if form.runtime == "openvino" else 220e6)
