@@ -43,6 +43,7 @@ latency-check: install
 bench: install
 	$(BIN)/python ci/bench/reject_cost.py
 	$(BIN)/python ci/bench/latency_bench.py
+	$(BIN)/python ci/bench/ship_bench.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

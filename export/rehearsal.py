@@ -134,7 +134,11 @@ def _rehearse(request: dict[str, Any], disk: Path, watch: Disk, answer: dict[str
                 step["roomy"] = run(command, _ROOMY * memory, timeout_s)
             return
         if asked.get("keep"):
-            step["rows"] = json.loads(out.read_text())
+            try:
+                step["rows"] = json.loads(out.read_text())
+            except ValueError as error:
+                answer["problem"] = f"predict.py wrote no JSON: {error}"
+                return
         out.unlink(missing_ok=True)
 
 

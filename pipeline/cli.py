@@ -312,7 +312,8 @@ def preflight_command(
     for option, path in (("BUNDLE", bundle), ("--images", images), ("--wheels", wheels)):
         if path is not None and not path.exists():
             raise PipelineError(f"{option} {path}: no such file or folder")
-    from export.preflight import Limits, preflight
+    from export.checks import Limits
+    from export.preflight import preflight
     from export.preprocess import find_images
     from pipeline.config import parse_bytes
 

@@ -9,11 +9,12 @@ import torch
 from export.all_in import measure_all_in
 from export.artifact import Artifact, ModelCard
 from export.bundle import Evidence, write_bundle
+from export.checks import Limits
 from export.errors import ExportError
 from export.formats import FORMATS, Source, Written, write_formats
 from export.lock import lock
 from export.onnx_export import export_onnx
-from export.preflight import Limits, preflight
+from export.preflight import preflight
 from latency.gate import claim, gate
 from latency.host import INT8_DOT, this_host
 from models.build import profile

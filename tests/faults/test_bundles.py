@@ -20,9 +20,10 @@ from onnx import numpy_helper
 from export import sandbox
 from export.artifact import Artifact, sha256
 from export.bundle import files_of, write_bundle
+from export.checks import Limits
 from export.formats import FORMATS, Source, write_formats
 from export.lock import lock
-from export.preflight import Limits, preflight
+from export.preflight import preflight
 from export.preprocess import Preprocess
 from latency.records import file_hash
 from tests.conftest import ROOT

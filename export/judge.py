@@ -1,0 +1,157 @@
+"""What the answers of a rehearsal mean: judged outside of the sandbox."""
+
+import math
+import re
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import f1_score
+
+from export.bundle import Bundle
+from export.checks import PROCESSES, Checks, Limits
+from latency.bounds import ALPHA, quantile_bounds
+from latency.host import this_host
+
+
+def last_words(text: str) -> str:
+    """The lines that say what went wrong, of a tool's many."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("WARNING")]
+    told = [line for line in lines if "rror" in line] or lines[-1:]
+    return " ".join(told[-2:])[:500]
+
+
+def judge_steps(answer: dict[str, Any], limits: Limits, checks: Checks) -> None:
+    steps = answer["steps"]
+    name, step = list(steps.items())[-1] if steps else ("copy", {"code": 1, "said": answer.get("problem", "")})
+    said = f"{step['said']} {answer.get('problem', '')}"
+    full = answer["disk_full"] or "No space left on device" in said
+    disk = f"{(limits.disk) / 1e6:.0f} MB"
+    wanted = {"venv": [0], "install": [0], "imports": [0], "golden": [0]}.get(name, [0, 1])
+    if not answer.get("problem") and step["code"] in wanted:
+        checks.say("sandbox", "pass", f"no network, a disk of {disk}, an empty environment")
+        checks.say("environment", "pass", "installed from its own lock, offline; its packages load")
+        return
+    if full:
+        checks.stop("disk", "fail", f"{disk} are not enough: full at the step '{name}'")
+    if step["code"] is None:
+        checks.stop("time", "fail", f"'{name}' was ended after {step['seconds']:.0f} s")
+    if "roomy" in step:
+        _judge_memory(name, step, limits, checks)
+    if name in ("venv", "install"):
+        checks.stop("dependencies", "fail", f"the environment cannot be made: {last_words(said)}")
+    lacking = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", said)
+    if lacking:
+        checks.stop("dependencies", "fail", f"the lock leaves out {lacking[1]}, which is imported")
+    runtime = re.search(r"ONNXRuntimeError|openvino|Exception from src", said)
+    kind = "outputs" if "not finite" in said else "model" if runtime else name
+    checks.stop(kind, "fail", f"code {step['code']}: {last_words(said)}")
+
+
+def _judge_memory(name: str, step: dict[str, Any], limits: Limits, checks: Checks) -> None:
+    assert limits.memory_bytes
+    allowed, needed = limits.memory_bytes / 1e6, step["roomy"]["peak_bytes"] / 1e6
+    if needed > allowed or step["roomy"]["code"]:
+        checks.stop("memory", "fail", f"'{name}' does not run in {allowed:.0f} MB; it held {needed:.0f} MB")
+    told = (
+        f"'{name}' fails under a limit of {allowed:.0f} MB on what it may reserve, yet holds {needed:.0f} MB only; a "
+        "limit on what is held needs a cgroup, which this user cannot make"
+    )
+    checks.stop("memory", "inconclusive", told)
+
+
+def judge_golden(bundle: Bundle, rows: Any, checks: Checks) -> None:
+    golden = bundle.manifest["golden"]
+    try:
+        found = {f"golden/{Path(row['path']).name}": row for row in rows}
+        logits = {name: np.array(row["logits"], float) for name, row in found.items()}
+        differences = {n: float(np.abs(logits[n] - s["logits"]).max()) for n, s in golden["samples"].items()}
+        wrong = [n for n, s in golden["samples"].items() if found[n]["label"] != s["label"] and not s["near_tie"]]
+    except (KeyError, TypeError, ValueError) as error:
+        checks.stop("golden samples", "fail", f"predict.py did not answer for all of them: {error!r}")
+    worst = max(differences, key=lambda n: differences[n] if math.isfinite(differences[n]) else math.inf)
+    if not math.isfinite(differences[worst]):
+        checks.stop("outputs", "fail", f"the logits of {worst} are not finite")
+    if not differences[worst] <= golden["tolerance"]:
+        where = (
+            "; only the drawn files differ: the preprocessing is another" if _only_drawn(differences, golden) else ""
+        )
+        told = f"a logit of {worst} is off by {differences[worst]:.2g}, allowed {golden['tolerance']:.2g}{where}"
+        checks.stop("golden samples", "fail", told)
+    if wrong:
+        told = f"{wrong[0]} is labelled {found[wrong[0]]['label']}, recorded {golden['samples'][wrong[0]]['label']}"
+        checks.stop("labels", "fail", f"{told}: the logits agree, so the labels are in another order")
+    told = f"{len(differences)} agree, largest difference of a logit {differences[worst]:.2g}"
+    checks.say("golden samples", "pass", told)
+
+
+def _only_drawn(differences: dict[str, float], golden: dict[str, Any]) -> bool:
+    return all(d <= golden["tolerance"] for n, d in differences.items() if "photo" in n)
+
+
+def judge_slice(bundle: Bundle, digests: dict[str, str], steps: dict[str, Any], checks: Checks) -> None:
+    recorded = bundle.manifest["slice"]
+    if not digests:
+        checks.say("F1", "inconclusive", f"none of the {len(recorded)} recorded photos is among those given")
+        return
+    try:
+        labels = {digests[row["path"]]: str(row["label"]) for row in steps["slice"]["rows"]}
+        truth = [recorded[d][0] for d in digests.values()]
+        then = [recorded[d][1] for d in digests.values()]
+        now = [labels[d] for d in digests.values()]
+    except (KeyError, TypeError, ValueError) as error:
+        checks.stop("F1", "fail", f"predict.py did not label all recorded photos: {error!r}")
+    f1_then, f1_now = (
+        float(f1_score(truth, guesses, labels=bundle.manifest["classes"], average="macro", zero_division=0))
+        for guesses in (then, now)
+    )
+    changed = sum(a != b for a, b in zip(then, now, strict=True))
+    told = f"{f1_now:.4f} on {len(now)} of {len(recorded)} recorded photos, recorded {f1_then:.4f}"
+    elsewhere = bundle.manifest["evidence"]["host"]["key"] != this_host().key
+    allowed = bundle.manifest["evidence"]["portability"]["f1_change"] if elsewhere else 0.0
+    if abs(f1_now - f1_then) > abs(allowed or 0.0) + 1e-9:
+        checks.stop("F1", "fail", f"{told}; {changed} labels differ")
+    checks.say("F1", "pass", f"{told}, {changed} labels differ")
+
+
+def judge_resources(limits: Limits, figures: dict[str, Any], checks: Checks) -> None:
+    disk = (
+        f"{figures['disk_peak_bytes'] / 1e6:.0f} MB at most, {figures['environment_bytes'] / 1e6:.0f} of it environment"
+    )
+    checks.say("disk", "pass", disk + (f"; limit {limits.disk_bytes / 1e6:.0f}" if limits.disk_bytes else ""))
+    held = figures["memory_peak_bytes"]
+    told = f"{held / 1e6:.0f} MB at most"
+    if limits.memory_bytes and held > limits.memory_bytes:
+        checks.say("memory", "fail", f"{told}; limit {limits.memory_bytes / 1e6:.0f}")
+    else:
+        enforced = f"; limit {limits.memory_bytes / 1e6:.0f}, enforced by rlimit" if limits.memory_bytes else ""
+        checks.say("memory", "pass", told + enforced)
+
+
+def judge_time(
+    steps: dict[str, Any], timed: int, count: int, limits: Limits, checks: Checks, figures: dict[str, Any]
+) -> None:
+    starts = [steps[f"start-{i}"]["seconds"] for i in range(PROCESSES)]
+    figures["start_s"], figures["start_upper_s"] = median(starts), quantile_bounds(starts, 0.5, ALPHA)[1]
+    checks.say(
+        "start",
+        "pass",
+        f"{figures['start_s']:.2f} s to the first label, at most {figures['start_upper_s']:.2f}",
+    )
+    if timed < 2:
+        if limits.seconds:
+            checks.say("time", "inconclusive", "no photos were given: name a folder of them with --images")
+        return
+    wholes = [steps[f"images-{i}"]["seconds"] for i in range(PROCESSES)]
+    rates = [(whole - start) / (timed - 1) for whole, start in zip(wholes, starts, strict=True)]
+    totals = [start + rate * (count - 1) for start, rate in zip(starts, rates, strict=True)]
+    low, high = quantile_bounds(totals, 0.5, ALPHA)
+    figures |= {"images": count, "image_ms": median(rates) * 1e3, "all_in_s": median(totals), "all_in_upper_s": high}
+    told = f"{count} images in {median(totals):.2f} s all in, {low:.2f} to {high:.2f} (99 %), "
+    told += f"{median(rates) * 1e3:.2f} ms each"
+    verdict = "pass"
+    if limits.seconds:
+        verdict = "pass" if high <= limits.seconds else "fail" if low > limits.seconds else "inconclusive"
+        told += f"; limit {limits.seconds:g} s"
+    checks.say("time", verdict, told)
