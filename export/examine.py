@@ -56,6 +56,8 @@ def examine(folder: Path, host: Host, checks: Checks) -> Bundle:
         finite = all(np.isfinite(s["logits"]).all() for s in golden["samples"].values()) and golden["tolerance"] > 0
         complete = bool(named) and all(name in recorded for name in named)
         dict(bundle.manifest["slice"])
+        str(bundle.manifest["evidence"]["host"]["key"])
+        dict(bundle.manifest["evidence"]["portability"])
         locked = (folder / "requirements.txt").read_text()
     except (ExportError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         checks.stop("manifest", "fail", f"not whole: {error!r}")

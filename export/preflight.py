@@ -1,9 +1,9 @@
 """A rehearsed submission: does the bundle run where nothing is installed, without network, within its limits?
 
 What can be read is checked first, and what fails there is never run. Then, in a sandbox: an environment from the
-bundle's own lock, and predict.py on golden samples and photos, judged outside of it (`judge`). Hashes inside a bundle find
-damage, not an attacker, who would write them anew; a stranger's predict.py can lie about its own answers, but not leave
-the sandbox (as far as the kernel's namespaces hold) and not hide what it wrote.
+bundle's own lock, and predict.py on golden samples and photos, judged outside of it (`judge`). Hashes inside a bundle
+find damage, not an attacker, who would write them anew; a stranger's predict.py can lie about its own answers, but not
+leave the sandbox (as far as the kernel's namespaces hold) and not hide what it wrote.
 """
 
 import os
