@@ -23,14 +23,14 @@ def photo(path, size, seed=0):
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
+def jpegs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jpegs")
     return [photo(folder / f"{i}.jpg", (1600, 1200), i) for i in range(6)]
 
 
-def test_every_part_of_the_way_is_timed_by_image(exported, photos):
+def test_every_part_of_the_way_is_timed_by_image(exported, jpegs):
     artifact = Artifact(exported.folder / "model.onnx", "onnxruntime", "f32")
-    found = measure_all_in(artifact, exported.card.preprocess, photos, threads=1)
+    found = measure_all_in(artifact, exported.card.preprocess, jpegs, threads=1)
     summary = found.summary()
     assert list(summary["parts"]) == list(PARTS) == ["read", "decode", "resize", "infer"]
     assert all(0 < row["p50_ms"] <= row["p90_ms"] for row in summary["parts"].values())
@@ -42,17 +42,17 @@ def test_every_part_of_the_way_is_timed_by_image(exported, photos):
     assert predicted == pytest.approx(1000 * per_image_s + summary["start_s"], rel=0.3)
 
 
-def test_a_broken_image_is_named(exported, photos, tmp_path):
+def test_a_broken_image_is_named(exported, jpegs, tmp_path):
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(photos[0].read_bytes()[:200])
+    broken.write_bytes(jpegs[0].read_bytes()[:200])
     artifact = Artifact(exported.folder / "model.onnx", "onnxruntime", "f32")
     with pytest.raises(ImageError, match=r"broken\.jpg"):
-        measure_all_in(artifact, exported.card.preprocess, [*photos, broken], threads=1)
+        measure_all_in(artifact, exported.card.preprocess, [*jpegs, broken], threads=1)
 
 
-def test_decoding_at_a_fraction_of_the_size_changes_next_to_nothing(photos):
+def test_decoding_at_a_fraction_of_the_size_changes_next_to_nothing(jpegs):
     preprocess = Preprocess(168)
-    for path in photos:
+    for path in jpegs:
         scaled, full = (preprocess.resize(preprocess.decode(path, scaled=s)).astype(int) for s in (True, False))
         assert np.abs(scaled - full).mean() < 1.0
         assert np.abs(scaled - full).max() < 16
@@ -65,12 +65,12 @@ def test_a_jpeg_that_is_not_much_larger_is_decoded_in_full(tmp_path):
     assert preprocess.decode(photo(tmp_path / "large.jpg", (1600, 1200))).size == (800, 600)
 
 
-def test_images_are_taken_evenly_and_not_from_the_first_class_alone(exported, photos, monkeypatch):
+def test_images_are_taken_evenly_and_not_from_the_first_class_alone(exported, jpegs, monkeypatch):
     monkeypatch.setattr("export.all_in.IMAGES", 3)
     asked, place = [], LocalMachine.place
     monkeypatch.setattr(LocalMachine, "place", lambda self, files: asked.append(files) or place(self, files))
     artifact = Artifact(exported.folder / "model.onnx", "onnxruntime", "f32")
-    assert measure_all_in(artifact, exported.card.preprocess, photos, 1).images == 3
+    assert measure_all_in(artifact, exported.card.preprocess, jpegs, 1).images == 3
     assert [p.name for p in asked[-1]] == ["0.jpg", "2.jpg", "5.jpg"]
 
 
