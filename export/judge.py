@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import f1_score
 
-from export.bundle import Bundle
 from export.checks import PROCESSES, Checks, Limits
+from export.manifest import Golden, Manifest
 from latency.bounds import ALPHA, quantile_bounds
 from latency.host import this_host
 
@@ -61,37 +61,43 @@ def _judge_memory(name: str, step: dict[str, Any], limits: Limits, checks: Check
     checks.stop("memory", "inconclusive", told)
 
 
-def judge_golden(bundle: Bundle, rows: Any, checks: Checks) -> None:
-    golden = bundle.manifest["golden"]
+def judge_golden(manifest: Manifest, rows: Any, checks: Checks) -> None:
+    golden = manifest.golden
     try:
         found = {f"golden/{Path(row['path']).name}": row for row in rows}
         logits = {name: np.array(row["logits"], float) for name, row in found.items()}
-        differences = {n: float(np.abs(logits[n] - s["logits"]).max()) for n, s in golden["samples"].items()}
-        wrong = [n for n, s in golden["samples"].items() if found[n]["label"] != s["label"] and not s["near_tie"]]
+        differences = {n: float(np.abs(_alike(logits[n], s.logits)).max()) for n, s in golden.samples.items()}
+        wrong = [n for n, s in golden.samples.items() if found[n]["label"] != s.label and not s.near_tie]
     except (KeyError, TypeError, ValueError) as error:
         checks.stop("golden samples", "fail", f"predict.py did not answer for all of them: {error!r}")
     worst = max(differences, key=lambda n: differences[n] if math.isfinite(differences[n]) else math.inf)
     if not math.isfinite(differences[worst]):
         checks.stop("outputs", "fail", f"the logits of {worst} are not finite")
-    if not differences[worst] <= golden["tolerance"]:
+    if not differences[worst] <= golden.tolerance:
         where = (
             "; only the drawn files differ: the preprocessing is another" if _only_drawn(differences, golden) else ""
         )
-        told = f"a logit of {worst} is off by {differences[worst]:.2g}, allowed {golden['tolerance']:.2g}{where}"
+        told = f"a logit of {worst} is off by {differences[worst]:.2g}, allowed {golden.tolerance:.2g}{where}"
         checks.stop("golden samples", "fail", told)
     if wrong:
-        told = f"{wrong[0]} is labelled {found[wrong[0]]['label']}, recorded {golden['samples'][wrong[0]]['label']}"
+        told = f"{wrong[0]} is labelled {found[wrong[0]]['label']}, recorded {golden.samples[wrong[0]].label}"
         checks.stop("labels", "fail", f"{told}: the logits agree, so the labels are in another order")
     told = f"{len(differences)} agree, largest difference of a logit {differences[worst]:.2g}"
     checks.say("golden samples", "pass", told)
 
 
-def _only_drawn(differences: dict[str, float], golden: dict[str, Any]) -> bool:
-    return all(d <= golden["tolerance"] for n, d in differences.items() if "photo" in n)
+def _alike(found: np.ndarray, recorded: list[float]) -> np.ndarray:
+    if found.shape != (len(recorded),):
+        raise ValueError(f"{found.shape} logits, recorded {len(recorded)}")
+    return found - np.array(recorded)
 
 
-def judge_slice(bundle: Bundle, digests: dict[str, str], steps: dict[str, Any], checks: Checks) -> None:
-    recorded = bundle.manifest["slice"]
+def _only_drawn(differences: dict[str, float], golden: Golden) -> bool:
+    return all(d <= golden.tolerance for n, d in differences.items() if "photo" in n)
+
+
+def judge_slice(manifest: Manifest, digests: dict[str, str], steps: dict[str, Any], checks: Checks) -> None:
+    recorded = manifest.slice
     if not digests:
         checks.say("F1", "inconclusive", f"none of the {len(recorded)} recorded photos is among those given")
         return
@@ -103,14 +109,14 @@ def judge_slice(bundle: Bundle, digests: dict[str, str], steps: dict[str, Any], 
     except (KeyError, TypeError, ValueError) as error:
         checks.stop("F1", "fail", f"predict.py did not label all recorded photos: {error!r}")
     f1_then, f1_now = (
-        float(f1_score(truth, guesses, labels=bundle.manifest["classes"], average="macro", zero_division=0))
+        float(f1_score(truth, guesses, labels=manifest.classes, average="macro", zero_division=0))
         for guesses in (then, now)
     )
     changed = sum(a != b for a, b in zip(then, now, strict=True))
     told = f"{f1_now:.4f} on {len(now)} of {len(recorded)} recorded photos, recorded {f1_then:.4f}"
-    evidence = bundle.manifest["evidence"]
-    elsewhere = evidence["host"]["key"] != this_host().key
-    allowed = abs(evidence["portability"].get("f1_change", 0.0)) if elsewhere else 0.0
+    evidence = manifest.evidence
+    elsewhere = evidence.host.key != this_host().key
+    allowed = abs(evidence.portability.f1_change) if elsewhere else 0.0
     if abs(f1_now - f1_then) > allowed + 1e-9:
         checks.stop("F1", "fail", f"{told}; {changed} labels differ")
     checks.say("F1", "pass", f"{told}, {changed} labels differ")

@@ -16,10 +16,10 @@ from typing import Any
 
 from export import sandbox
 from export.artifact import sha256
-from export.bundle import Bundle
 from export.checks import PROCESSES, Check, Checks, Ended, Limits
 from export.examine import examine, unpacked
 from export.judge import judge_golden, judge_resources, judge_slice, judge_steps, judge_time, last_words
+from export.manifest import Manifest
 from export.sandbox import Given, SandboxMissing
 from latency.host import this_host
 from latency.machine import LOCAL
@@ -68,15 +68,15 @@ def preflight(
         work = Path(temporary)
         try:
             folder = unpacked(path, work / "unpacked", checks)
-            bundle = examine(folder, host, checks)
-            _rehearse(bundle, folder, limits, photos, count or len(photos), wheels, work, checks, figures)
+            manifest = examine(folder, host, checks)
+            _rehearse(manifest, folder, limits, photos, count or len(photos), wheels, work, checks, figures)
         except Ended:
             pass
     return Preflight(tuple(checks.found), figures, limits, host.as_dict())
 
 
 def _rehearse(
-    bundle: Bundle,
+    manifest: Manifest,
     folder: Path,
     limits: Limits,
     photos: Sequence[Path],
@@ -95,12 +95,12 @@ def _rehearse(
         offline = wheels is None and bool(_NETWORK.search(problem))
         told = f"the lock cannot be fetched: {last_words(problem)}"
         checks.stop("dependencies", "inconclusive" if offline else "fail", told)
-    recorded, paths = bundle.manifest["slice"], [p.resolve() for p in photos]
+    recorded, paths = manifest.slice, [p.resolve() for p in photos]
     root = Path(os.path.commonpath([p.parent for p in paths])) if paths else None
     inside = {p: f"/given/images/{p.relative_to(root)}" for p in paths} if root else {}
     known = {inside[p]: digest for p in paths if (digest := sha256(p)) in recorded}
     timed = [inside[paths[i * len(paths) // TIMED_IMAGES]] for i in range(TIMED_IMAGES)] if paths else []
-    runs = _runs(bundle, list(known), timed)
+    runs = _runs(manifest, list(known), timed)
     request = {"memory_bytes": limits.memory_bytes, "timeout_s": limits.run_s, "runs": runs}
     given = Given(folder, work / "wheels", root)
     with LOCAL.lock():
@@ -118,18 +118,17 @@ def _rehearse(
         ),
     }
     judge_steps(answer, limits, checks)
-    judge_golden(bundle, steps["golden"]["rows"], checks)
+    judge_golden(manifest, steps["golden"]["rows"], checks)
     if paths:
-        judge_slice(bundle, known, steps, checks)
+        judge_slice(manifest, known, steps, checks)
     judge_resources(limits, figures, checks)
     judge_time(steps, len(timed), count, limits, checks, figures)
 
 
-def _runs(bundle: Bundle, known: list[str], timed: list[str]) -> list[dict[str, Any]]:
+def _runs(manifest: Manifest, known: list[str], timed: list[str]) -> list[dict[str, Any]]:
     predict, out = "{bundle}/predict.py", ["--json", "{out}"]
-    module = {"onnxruntime": "onnxruntime", "openvino": "openvino"}[bundle.artifact.runtime]
     runs: list[dict[str, Any]] = [
-        {"name": "imports", "args": ["-c", f"import numpy, PIL, {module}"], "codes": [0]},
+        {"name": "imports", "args": ["-c", f"import numpy, PIL, {manifest.model.runtime}"], "codes": [0]},
         {"name": "golden", "args": [predict, *out, "{bundle}/golden"], "codes": [0], "keep": True},
     ]
     if known:

@@ -104,7 +104,7 @@ def _rehearse(request: dict[str, Any], disk: Path, watch: Disk, answer: dict[str
     memory, timeout_s = request["memory_bytes"], request["timeout_s"]
     for name in ("home", "tmp"):
         (disk / name).mkdir()
-    shutil.copytree("/given/bundle", disk / "bundle")
+    shutil.copytree("/given/bundle", disk / "bundle", ignore=shutil.ignore_patterns("__pycache__"))
     answer["bytes"]["bundle"] = watch.used()
     shutil.copytree("/given/wheels", disk / "wheels")  # pip holds all that it downloads until it has installed it
     before = watch.used()

@@ -194,18 +194,52 @@ def test_a_cpu_that_lacks_what_is_relied_on(bundle):
 
 def test_a_newer_manifest(bundle):
     edit(bundle, lambda m: m.update(format=99))
-    refused(bundle, "manifest", "format 99; a rehearsal needs 2")
+    refused(bundle, "manifest", "format: Input should be 2, got '99'")
 
 
 def test_a_manifest_that_names_a_model_elsewhere(bundle):
     edit(bundle, lambda m: m["model"].update(path="../model.onnx"))
-    refused(bundle, "manifest", "outside of the bundle")
+    refused(bundle, "manifest", "model.path", "got '../model.onnx'")
 
 
 def test_other_labels_in_the_text_than_in_the_manifest(bundle):
     (bundle / "labels.txt").write_text("f\ne\nd\nc\nb\na\n")
     seal(bundle)
     refused(bundle, "labels", "another order")
+
+
+WRONG = {
+    "a tolerance that is no number": lambda m: m["golden"].update(tolerance="large"),
+    "a tolerance that allows all": lambda m: m["golden"].update(tolerance=float("inf")),
+    "logits that are not finite": lambda m: m["golden"]["samples"]["golden/alpha.png"].update(
+        logits=[float("nan")] * 6
+    ),
+    "no golden samples": lambda m: m["golden"].update(samples={}),
+    "a golden sample that is none": lambda m: m["golden"]["samples"].pop("golden/alpha.png"),
+    "a slice of numbers": lambda m: m.update(slice={"0" * 64: [1, 2]}),
+    "no evidence": lambda m: m.pop("evidence"),
+    "a list": lambda m: m.update(files=[]),
+    "another runtime": lambda m: m["model"].update(runtime="os; import evil"),
+    "a file that is not ours to name": lambda m: m["files"].update({"../../etc/passwd": "0" * 64}),
+}
+
+
+@pytest.mark.parametrize("change", WRONG)
+def test_a_manifest_that_is_not_whole(bundle, change):
+    edit(bundle, WRONG[change])
+    refused(bundle, "manifest")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["--extra-index-url http://127.0.0.1:9/", "--no-binary :all:", "-e .", "evil @ file:///evil.whl", "-r /etc/x"],
+)
+def test_a_lock_with_options_never_reaches_pip(bundle, line, monkeypatch):
+    monkeypatch.setattr(sandbox, "fetch", lambda *_: pytest.fail("pip was run"))
+    path = bundle / "requirements.txt"
+    path.write_text(f"{line}\n{path.read_text()}")
+    seal(bundle)
+    refused(bundle, "lock", "requirements.txt holds more than versions and hashes", line)
 
 
 def test_a_lock_without_hashes_cannot_be_told(bundle):
