@@ -51,7 +51,7 @@ def examine(folder: Path, host: Host, checks: Checks) -> Manifest:
     if sorted(manifest.golden.samples) != sorted(n for n in present if n.startswith("golden/")):
         checks.stop("manifest", "fail", "golden.samples: not the files of the folder golden")
     checks.say("hashes", "pass", f"{len(recorded)} files as packed")
-    if (folder / "labels.txt").read_text(encoding="utf-8", errors="replace").splitlines() != manifest.classes:
+    if (folder / "labels.txt").read_text(encoding="utf-8", errors="replace").split("\n") != [*manifest.classes, ""]:
         checks.stop("labels", "fail", "labels.txt and the manifest name other classes, or another order")
     absent = [n for n in manifest.relies_on if not host.has_any(n.any_of)]
     if absent:
@@ -74,4 +74,4 @@ def _lock(text: str, checks: Checks) -> None:
         told = "requirements.txt has no hashes: it was packed where the package index could not be reached"
         checks.stop("lock", "inconclusive", f"{told}; pack it again with `edgebuild bundle`")
     if any(line.startswith("torch==") for line in lines):
-        checks.say("lock", "fail", "requirements.txt names torch, ten times the size of all else")
+        checks.stop("lock", "fail", "requirements.txt names torch, ten times the size of all else")

@@ -34,7 +34,7 @@ def lock(runtime: str) -> Lock:
     options = ["--generate-hashes", "--no-deps", "--only-binary", ":all:", "--no-header", "--no-annotate", "--quiet"]
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "uv", "pip", "compile", *options, "-"],
+            [sys.executable, "-P", "-m", "uv", "pip", "compile", *options, "-"],
             input=plain,
             capture_output=True,
             text=True,

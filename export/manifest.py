@@ -48,7 +48,8 @@ class Host(Part):
 
 
 class Portability(Part):
-    f1_change: FiniteFloat = 0.0
+    images: int = 0
+    f1_change: Annotated[float, Field(ge=-1, le=1)] = 0.0
 
 
 class Evidence(Part):

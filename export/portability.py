@@ -33,16 +33,18 @@ _TIMEOUT_S = 300
 
 @dataclass(frozen=True)
 class OlderCpu:
-    """logits: float32 (n, classes) of the first n images, or None where it could not be tried. how: in words."""
+    """logits: float32 (n, classes) of the first n images, or None where it could not be tried. how: in words.
+    is_this: this CPU is one, so that all that was measured here was measured on an older CPU."""
 
     logits: np.ndarray | None
     how: str
+    is_this: bool = False
 
 
 def on_older_cpu(artifact: Artifact, images: np.ndarray, host: Host) -> OlderCpu:
     """images: uint8 (n, size, size, 3). Raises ExportError where the file does not run there at all."""
     if "avx512f" not in host.isa and not host.has_any(INT8_DOT):
-        return OlderCpu(None, "this CPU has no newer instructions than AVX2 to switch off")
+        return OlderCpu(None, "this CPU has no newer instructions than AVX2 to switch off", is_this=True)
     command, environment = LOCAL.command("export.portability")
     if artifact.runtime == "openvino":
         how = "OpenVINO held to AVX2"

@@ -2,12 +2,13 @@
 
 What can be read is checked first, and what fails there is never run. Then, in a sandbox: an environment from the
 bundle's own lock, and predict.py on golden samples and photos, judged outside of it (`judge`). Hashes inside a bundle
-find damage, not an attacker, who would write them anew; a stranger's predict.py can lie about its own answers, but not
-leave the sandbox (as far as the kernel's namespaces hold) and not hide what it wrote.
+find damage, not an attacker, who would write them anew; a stranger's predict.py can forge all answers of the sandbox,
+its times and sizes too, but not leave it, as far as the kernel's namespaces hold.
 """
 
-import os
+import contextlib
 import re
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,12 +21,16 @@ from export.checks import PROCESSES, Check, Checks, Ended, Limits
 from export.examine import examine, unpacked
 from export.judge import judge_golden, judge_resources, judge_slice, judge_steps, judge_time, last_words
 from export.manifest import Manifest
+from export.preprocess import ImageError, Preprocess
 from export.sandbox import Given, SandboxMissing
 from latency.host import this_host
 from latency.machine import LOCAL
 
 TIMED_IMAGES = 200
 """Labelled by each process, the photos over again where they are fewer: the start's own noise counts little then."""
+_INSTALLS = ("venv", "install")
+_REFUSED = re.compile(r"MATCH THE HASHES|No matching distribution|versions pinned|conflicting|Hashes are required")
+"""What pip says where the lock itself is wrong; all else is this machine's trouble."""
 _NETWORK = re.compile(r"connection|resolve|resolution|timed out|network is unreachable|proxy|SSL", re.IGNORECASE)
 
 
@@ -92,50 +97,94 @@ def _rehearse(
     (work / "wheels").mkdir()
     problem = sandbox.fetch(folder / "requirements.txt", work / "wheels", wheels)
     if problem:
-        offline = wheels is None and bool(_NETWORK.search(problem))
+        refused = _REFUSED.search(problem) and not (wheels is None and _NETWORK.search(problem))
         told = f"the lock cannot be fetched: {last_words(problem)}"
-        checks.stop("dependencies", "inconclusive" if offline else "fail", told)
-    recorded, paths = manifest.slice, [p.resolve() for p in photos]
-    root = Path(os.path.commonpath([p.parent for p in paths])) if paths else None
-    inside = {p: f"/given/images/{p.relative_to(root)}" for p in paths} if root else {}
-    known = {inside[p]: digest for p in paths if (digest := sha256(p)) in recorded}
-    timed = [inside[paths[i * len(paths) // TIMED_IMAGES]] for i in range(TIMED_IMAGES)] if paths else []
-    runs = _runs(manifest, list(known), timed)
-    request = {"memory_bytes": limits.memory_bytes, "timeout_s": limits.run_s, "runs": runs}
-    given = Given(folder, work / "wheels", root)
+        checks.stop("dependencies", "fail" if refused else "inconclusive", told)
+    shown = work / "images"
+    known, timed = _show(photos, manifest, shown)
+    runs = _runs(manifest, list(known), timed, limits)
+    request = {"memory_bytes": limits.memory_bytes, "runs": runs}
+    given = Given(folder, work / "wheels", shown)
     with LOCAL.lock():
         try:
-            answer = sandbox.rehearse(given, limits.disk, request, len(runs) * limits.run_s)
+            answer = sandbox.rehearse(given, limits.disk, request, sum(r["timeout_s"] for r in runs))
         except SandboxMissing as error:
             checks.stop("sandbox", "inconclusive", str(error))
+    try:
+        _judge(manifest, answer, known, len(photos), len(timed), count, limits, checks, figures)
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError) as error:
+        checks.stop("sandbox", "fail", f"the answer that came out of it is none: {error!r}")
+
+
+def _show(photos: Sequence[Path], manifest: Manifest, folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Copies of what is needed of the photos into `folder`, so that nothing beside them is seen: the recorded ones,
+    path inside -> sha256; and TIMED_IMAGES to be timed, all readable, over again where they are fewer."""
+    folder.mkdir()
+    inside: dict[Path, str] = {}
+
+    def show(photo: Path) -> str:
+        if photo not in inside:
+            name = f"{len(inside):05}{photo.suffix}"
+            shutil.copyfile(photo, folder / name)
+            inside[photo] = f"/given/images/{name}"
+        return inside[photo]
+
+    recorded: dict[str, Path] = {}
+    for photo in photos:
+        if (digest := sha256(photo)) in manifest.slice:
+            recorded.setdefault(digest, photo)
+    preprocess = Preprocess(**manifest.preprocess)
+    readable = []
+    for photo in photos[:: max(1, len(photos) // TIMED_IMAGES)]:
+        with contextlib.suppress(ImageError):
+            preprocess.load(photo)
+            readable.append(photo)
+    timed = [show(readable[i * len(readable) // TIMED_IMAGES]) for i in range(TIMED_IMAGES)] if readable else []
+    return {show(photo): digest for digest, photo in recorded.items()}, timed
+
+
+def _judge(
+    manifest: Manifest,
+    answer: dict[str, Any],
+    known: dict[str, str],
+    photos: int,
+    timed: int,
+    count: int,
+    limits: Limits,
+    checks: Checks,
+    figures: dict[str, Any],
+) -> None:
     steps = answer["steps"]
     figures |= {
         "disk_peak_bytes": answer["disk_peak_bytes"],
         **{f"{name}_bytes": size for name, size in answer["bytes"].items()},
-        "install_s": sum(steps[s]["seconds"] for s in ("venv", "install") if s in steps),
+        "install_s": sum(steps[s]["seconds"] for s in _INSTALLS if s in steps),
         "memory_peak_bytes": max(
             (s["peak_bytes"] for n, s in steps.items() if n not in ("venv", "install")), default=0
         ),
     }
     judge_steps(answer, limits, checks)
     judge_golden(manifest, steps["golden"]["rows"], checks)
-    if paths:
+    if photos:
         judge_slice(manifest, known, steps, checks)
     judge_resources(limits, figures, checks)
-    judge_time(steps, len(timed), count, limits, checks, figures)
+    judge_time(steps, timed, count, limits, checks, figures)
 
 
-def _runs(manifest: Manifest, known: list[str], timed: list[str]) -> list[dict[str, Any]]:
-    predict, out = "{bundle}/predict.py", ["--json", "{out}"]
-    runs: list[dict[str, Any]] = [
-        {"name": "imports", "args": ["-c", f"import numpy, PIL, {manifest.model.runtime}"], "codes": [0]},
-        {"name": "golden", "args": [predict, *out, "{bundle}/golden"], "codes": [0], "keep": True},
-    ]
+def _runs(manifest: Manifest, known: list[str], timed: list[str], limits: Limits) -> list[dict[str, Any]]:
+    """images: how many labels each must give."""
+
+    def labels(name: str, paths: list[str], images: int) -> dict[str, Any]:
+        args = ["{bundle}/predict.py", "--json", "{out}", *paths]
+        return {"name": name, "args": args, "images": images, "timeout_s": limits.run_s(images)}
+
+    imports = ["-c", f"import numpy, PIL, {manifest.model.runtime}"]
+    runs: list[dict[str, Any]] = [{"name": "imports", "args": imports, "timeout_s": limits.run_s(0)}]
+    runs.append(labels("golden", ["{bundle}/golden"], len(manifest.golden.samples)) | {"keep": True})
     if known:
-        runs.append({"name": "slice", "args": [predict, *out, *known], "codes": [0, 1], "keep": True})
-    one = timed[:1] or ["{bundle}/golden/turned.jpg"]
+        runs.append(labels("slice", known, len(known)) | {"keep": True})
     for i in range(PROCESSES):
-        runs.append({"name": f"start-{i}", "args": [predict, *out, *one], "codes": [0, 1]})
-        if len(timed) > 1:
-            runs.append({"name": f"images-{i}", "args": [predict, *out, *timed], "codes": [0, 1]})
+        runs.append(labels(f"start-{i}", timed[:1] or ["{bundle}/golden/turned.jpg"], 1))
+        if timed:
+            runs.append(labels(f"images-{i}", timed, len(timed)))
     return runs

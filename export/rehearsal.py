@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from typing import IO, Any
 
 _TAIL = 2000
 _LAST_WORDS_S = 5
+_MAX_ROWS_BYTES = 2**26
 _FULL = 2**18
 """A disk with less than that left was full: what failed for want of space leaves a little."""
 _ROOMY = 4
@@ -101,7 +103,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rehearse(request: dict[str, Any], disk: Path, watch: Disk, answer: dict[str, Any]) -> None:
-    memory, timeout_s = request["memory_bytes"], request["timeout_s"]
+    memory = request["memory_bytes"]
     for name in ("home", "tmp"):
         (disk / name).mkdir()
     shutil.copytree("/given/bundle", disk / "bundle", ignore=shutil.ignore_patterns("__pycache__"))
@@ -128,18 +130,33 @@ def _rehearse(request: dict[str, Any], disk: Path, watch: Disk, answer: dict[str
             python,
             *(a.replace("{bundle}", str(disk / "bundle")).replace("{out}", str(out)) for a in asked["args"]),
         ]
-        answer["steps"][asked["name"]] = step = run(command, memory, asked.get("timeout_s", timeout_s))
-        if step["code"] not in asked["codes"]:
+        answer["steps"][asked["name"]] = step = run(command, memory, asked["timeout_s"])
+        if step["code"] != 0:
             if memory and any(word in step["said"] for word in _MEMORY_WORDS):
-                step["roomy"] = run(command, _ROOMY * memory, timeout_s)
+                step["roomy"] = run(command, _ROOMY * memory, asked["timeout_s"])
+            return
+        if "images" not in asked:
+            continue
+        rows = _rows(out)
+        if rows is None or len(rows) != asked["images"]:
+            told = "no JSON array" if rows is None else f"{len(rows)} labels"
+            answer["problem"] = f"predict.py ended well and wrote {told} for {asked['images']} images"
             return
         if asked.get("keep"):
-            try:
-                step["rows"] = json.loads(out.read_text())
-            except ValueError as error:
-                answer["problem"] = f"predict.py wrote no JSON: {error}"
-                return
-        out.unlink(missing_ok=True)
+            step["rows"] = rows
+        out.unlink()
+
+
+def _rows(path: Path) -> list[Any] | None:
+    """What predict.py wrote, or None: no array, no plain file, or far too large."""
+    try:
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_ROWS_BYTES:
+            return None
+        rows = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return rows if isinstance(rows, list) else None
 
 
 if __name__ == "__main__":

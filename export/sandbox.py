@@ -54,6 +54,7 @@ def rehearse(given: Given, disk_bytes: int, request: dict[str, Any], runs_s: flo
                 input=json.dumps({**request, "disk": DISK}),
                 capture_output=True,
                 text=True,
+                errors="replace",
                 timeout=runs_s + _OVERHEAD_S,
             )
         except subprocess.TimeoutExpired as error:
@@ -68,7 +69,16 @@ def rehearse(given: Given, disk_bytes: int, request: dict[str, Any], runs_s: flo
 def fetch(requirements: Path, folder: Path, wheels: Path | None) -> str | None:
     """The lock's wheels into `folder`, from the package index or from a folder; no code of theirs is run.
     What pip said where it could not."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--require-hashes",
+    ]
     command += ["--only-binary", ":all:", "--dest", str(folder), "--requirement", str(requirements)]
     if wheels is not None:
         command += ["--no-index", "--find-links", str(wheels)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from export.errors import ExportError
 
-MAX_BYTES = 2**30
+MAX_BYTES = 2**28
 _MAX_FILES = 10_000
 
 
@@ -35,7 +35,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> Path:
                 packed.extract(member, folder, filter="data")
     except tarfile.FilterError as error:
         raise BadArchive(f"{archive}: reaches outside of its folder: {error}") from error
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, OverflowError, RecursionError) as error:
         raise BadArchive(f"{archive}: damaged, or no .tar.gz: {error}") from error
     tops = list(folder.iterdir())
     if len(tops) != 1 or not tops[0].is_dir():

@@ -114,8 +114,8 @@ class Quantize(Section):
 class Preflight(Section):
     """What the place where it lands allows: 500MB, 1GiB. seconds: submission.limit_s where null."""
 
-    disk: ByteSize | None = None
-    memory: ByteSize | None = None
+    disk: Annotated[ByteSize, Field(gt=0)] | None = None
+    memory: Annotated[ByteSize, Field(gt=0)] | None = None
     seconds: Positive | None = None
 
 
@@ -162,7 +162,7 @@ def check_config(document: dict[str, Any], source: str) -> BuildConfig:
 def parse_bytes(option: str, text: str | None) -> int | None:
     """500MB, 1GiB, 1000000. Raises PipelineError."""
     try:
-        return None if text is None else int(TypeAdapter(ByteSize).validate_python(text))
+        return None if text is None else int(TypeAdapter(Annotated[ByteSize, Field(gt=0)]).validate_python(text))
     except ValidationError as error:
         raise PipelineError(f"{option} {text}: expected a size such as 500MB or 1GiB") from error
 

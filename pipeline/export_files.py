@@ -1,5 +1,6 @@
 """`edgebuild export`: files of any format, from a run or from a checkpoint."""
 
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,7 @@ def export_checkpoint(
             raise PipelineError(f"--images {images}: no image found there")
         chosen = np.random.default_rng(0).permutation(len(paths))[:CALIBRATION_IMAGES]
         calibration = np.stack([card.preprocess.load(paths[i]) for i in sorted(chosen)])
-    source = write_f32(restore(spec, state, checkpoint), card, folder)
-    written = write_formats(Source(source, card, calibration, not this_host().has_any(INT8_DOT)), names, folder)
-    if "onnx" not in names:
-        source.unlink()
+    with tempfile.TemporaryDirectory() as work:
+        source = write_f32(restore(spec, state, checkpoint), card, Path(work))
+        written = write_formats(Source(source, card, calibration, not this_host().has_any(INT8_DOT)), names, folder)
     return [asdict(w) for w in written]

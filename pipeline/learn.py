@@ -352,7 +352,7 @@ def check_before(run: Run) -> None:
 
 
 DATA = Stage("data", (), _data_inputs, _data)
-SEARCH = Stage("search", ("data",), _search_inputs, _do_search)
+SEARCH = Stage("search", ("data",), _search_inputs, _do_search, resumes=True)
 SELECT = Stage("select", ("search",), _select_inputs, _select)
-TEACH = Stage("teach", ("data", "select"), _teach_inputs, _teach)
-DISTILL = Stage("distill", ("select", "teach"), _distill_inputs, _distill)
+TEACH = Stage("teach", ("data", "select"), _teach_inputs, _teach, resumes=True)
+DISTILL = Stage("distill", ("select", "teach"), _distill_inputs, _distill, resumes=True)

@@ -362,7 +362,7 @@ def _portability(artifact: Artifact, images: np.ndarray, labels: np.ndarray, flo
         return {"how": "bf16 needs a CPU that has it", "images": 0, "relies_on": relies_on("bf16", False)}
     older = on_older_cpu(artifact, images, this_host())
     if older.logits is None:
-        return {"how": older.how, "images": 0, "relies_on": relies_on(artifact.precision, False)}
+        return {"how": older.how, "images": 0, "relies_on": relies_on(artifact.precision, older.is_this)}
     count = len(older.logits)
     here = logits_of(artifact, images[:count])
     parity = compare(here, older.logits, labels[:count])

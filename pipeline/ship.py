@@ -209,7 +209,7 @@ def _bundle(run: Run, work: Path) -> dict[str, Any]:
         },
         photos=list(zip(index.paths(split), truth, race["guesses"], strict=True)),
         relies_on=portability["relies_on"],
-        drift=portability.get("max_diff", 0.0),
+        drift=0.0 if portability["relies_on"] else portability.get("max_diff", 0.0),
     )
     packages = lock(artifact.runtime)
     if packages.problem:

@@ -92,7 +92,8 @@ class Run:
 class Stage:
     """inputs: all that it depends on, as JSON. work: fills the folder given, returns what `--json` prints.
 
-    final: whether the outcome stands; an inconclusive verdict is asked for again by the next run.
+    final: whether the outcome stands; an inconclusive verdict is asked for again by the next run. resumes: goes on with
+    its own half-done work; any other begins in an empty folder.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Stage:
     inputs: Callable[[Run], dict[str, Any]]
     work: Callable[[Run, Path], dict[str, Any]]
     final: Callable[[dict[str, Any]], bool] = lambda summary: True
+    resumes: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,8 @@ def perform(stage: Stage, run: Run) -> Done:
         run.say(f"{stage.name}: done before, nothing it depends on has changed")
         return Done(stage.name, manifest["seconds"], True, manifest["summary"])
     work = run.folder / ".work" / f"{stage.name}-{key}"
+    if not stage.resumes:
+        shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     run.say(f"{stage.name}: begins")
     began = time.perf_counter()

@@ -413,6 +413,35 @@ def test_over_the_time(bundle, wheels):
 
 @pytest.mark.slow
 @needs_sandbox
+def test_a_crash_on_many_images_is_no_answer(bundle, wheels, photos):
+    """Exit code 1 is also what predict.py gives where some files cannot be read."""
+    replace_text(bundle / "predict.py", "    unread = 0\n", "    unread = 0\n    assert len(images) < 50\n")
+    seal(bundle)
+    refused(bundle, "images-0", "code 1", "AssertionError", wheels=wheels, photos=photos.paths)
+
+
+@pytest.mark.slow
+@needs_sandbox
+def test_labels_for_some_images_only_are_no_answer(bundle, wheels, photos):
+    replace_text(bundle / "predict.py", "    rows = predict(images,", "    rows = predict(images[:40],")
+    seal(bundle)
+    refused(bundle, "images-0", "40 labels for 200 images", wheels=wheels, photos=photos.paths)
+
+
+@pytest.mark.slow
+@needs_sandbox
+def test_a_forged_answer_is_no_answer(bundle, wheels):
+    code = (
+        "import os, signal\nparent = os.getppid()\n"
+        "open(f'/proc/{parent}/fd/1', 'w').write('[]')\nos.kill(parent, signal.SIGKILL)\n"
+    )
+    replace_text(bundle / "predict.py", "import argparse", f"{code}import argparse")
+    seal(bundle)
+    assert preflight(bundle, Limits(), wheels=wheels).verdict != "pass"
+
+
+@pytest.mark.slow
+@needs_sandbox
 def test_too_slow_for_so_many_images(good, wheels, photos):
     found = preflight(good, Limits(seconds=5), photos.paths, count=1_000_000, wheels=wheels)
     failed = cause(found)
@@ -422,7 +451,7 @@ def test_too_slow_for_so_many_images(good, wheels, photos):
 
 @pytest.mark.slow
 @needs_sandbox
-def test_the_sandbox_holds(bundle, wheels, tmp_path):
+def test_the_sandbox_holds(bundle, wheels, photos, tmp_path):
     """predict.py looks around: no network, no files of ours, nothing to write on but its disk, no environment."""
     probe = """
         import os, socket, sys, pathlib
@@ -444,13 +473,15 @@ def test_the_sandbox_holds(bundle, wheels, tmp_path):
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         code = textwrap.dedent(probe).replace("PORT", repr(server.getsockname()[1]))
-        hidden = ["/etc/passwd", "/etc/shadow", "/var", str(tmp_path), str(ROOT), "/given/images"]
+        hidden = ["/etc/passwd", "/etc/shadow", "/var", str(tmp_path), str(ROOT), "/given/images/etc"]
         code = code.replace("FORBIDDEN", repr(hidden))
         replace_text(bundle / "predict.py", "import argparse\n", f"{code}\nimport argparse\n")
         seal(bundle)
         os.environ["SECRET"] = "x"
         try:
-            found = preflight(bundle, Limits(), wheels=wheels)
+            (tmp_path / "link.jpg").symlink_to(photos.paths[0])
+            elsewhere = next(p for p in Path("/usr/share").rglob("*") if p.suffix in (".png", ".gif", ".svg", ".txt"))
+            found = preflight(bundle, Limits(), [*photos.paths, tmp_path / "link.jpg", elsewhere], wheels=wheels)
         finally:
             del os.environ["SECRET"]
     assert found.verdict == "pass", found.reasons
