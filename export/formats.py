@@ -28,16 +28,20 @@ class Source:
     saturates: bool = False
 
 
+Writer = Callable[[Source, Path, Sequence[str]], None]
+
+
 @dataclass(frozen=True)
 class Format:
-    """precisions: it can be run in. needs: packages that write and check it."""
+    """precisions: it can be run in. needs: packages that write and check it. write: from a source to a path; an INT8
+    format leaves the layers named in f32."""
 
     file: str
     runtime: str
     precisions: tuple[str, ...]
     about: str
     needs: tuple[str, ...]
-    write: Callable[[Source, Path], None]
+    write: Writer
 
     @property
     def quantized(self) -> bool:
@@ -48,13 +52,13 @@ class Format:
         return [name for name in self.needs if find_spec(name) is None]
 
 
-def _onnx(source: Source, path: Path) -> None:
+def _onnx(source: Source, path: Path, _keep: Sequence[str]) -> None:
     if path == source.onnx:
         return
     path.write_bytes(source.onnx.read_bytes())
 
 
-def _ort(source: Source, path: Path) -> None:
+def _ort(source: Source, path: Path, _keep: Sequence[str]) -> None:
     """ONNX Runtime's own format, by the runtime itself; graph optimizations that need this very CPU are left out."""
     import onnxruntime as ort
 
@@ -66,20 +70,23 @@ def _ort(source: Source, path: Path) -> None:
     ort.InferenceSession(str(source.onnx), options, providers=["CPUExecutionProvider"])
 
 
-def _onnx_int8(per_channel: bool, unsigned: bool) -> Callable[[Source, Path], None]:
-    def write(source: Source, path: Path) -> None:
+def _onnx_int8(per_channel: bool, unsigned: bool) -> Writer:
+    def write(source: Source, path: Path, keep: Sequence[str]) -> None:
         reduce_range = unsigned and source.saturates
-        quantize_onnx(source.onnx, _calibration(source), source.card, path, per_channel, unsigned, reduce_range)
+        images = _calibration(source)
+        quantize_onnx(source.onnx, images, source.card, path, per_channel, unsigned, reduce_range, keep)
 
     return write
 
 
-def _openvino(f16: bool) -> Callable[[Source, Path], None]:
-    return lambda source, path: save_ir(read_onnx(source.onnx), source.card, path, f16)
+def _openvino(f16: bool) -> Writer:
+    return lambda source, path, _keep: save_ir(read_onnx(source.onnx), source.card, path, f16)
 
 
-def _openvino_int8(fast: bool) -> Callable[[Source, Path], None]:
-    return lambda source, path: quantize_openvino(source.onnx, _calibration(source), source.card, path, fast)
+def _openvino_int8(fast: bool) -> Writer:
+    return lambda source, path, keep: quantize_openvino(
+        source.onnx, _calibration(source), source.card, path, fast, keep
+    )
 
 
 def _calibration(source: Source) -> np.ndarray:
@@ -163,7 +170,7 @@ def _write(source: Source, name: str, path: Path, images: np.ndarray, reference:
     if format.missing:
         return Written(name, "failed", f"needs {', '.join(format.missing)}: pip install {' '.join(format.missing)}")
     try:
-        format.write(source, path)
+        format.write(source, path, ())
     except Exception as error:  # the runtimes' own exceptions share no base class but this; one row fails, told why
         for file in (path, path.with_suffix(".bin")):
             file.unlink(missing_ok=True)

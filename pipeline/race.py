@@ -1,7 +1,6 @@
 """The stage `verify`: is every file the network that was trained, and which ships? The fastest that keeps its F1."""
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,13 @@ import torch
 
 from export.artifact import Artifact, ModelCard
 from export.errors import ExportError
-from export.formats import FORMATS, Format
-from export.mixed import CannotReach, keep_f1
+from export.formats import FORMATS, Format, Source
+from export.mixed import CannotReach, Mixture, keep_f1
 from export.onnx_export import Deployable, deployable, export_onnx
 from export.openvino_export import read_onnx, save_ir
 from export.parity import Parity, compare, f1_per_class, logits_of, scores, tolerance
 from export.portability import on_older_cpu, relies_on
-from export.quantize import quantize_onnx, quantize_openvino
-from latency.host import this_host
+from latency.host import INT8_DOT, this_host
 from latency.measure import measure
 from latency.profile import profile as profile_kernels
 from latency.records import Measurement
@@ -36,6 +34,8 @@ _ALIKE = 1.03
 """p90s within 3 % of the fastest are not told apart by so few processes: among them the best F1 ships."""
 _BATCHES = (2, 8)
 _BATCH_IMAGES = 16
+_QUICK_IMAGES = 32
+"""Enough to rank the layers with."""
 _COSTLY = 3
 """Findings of the profiler that are told of a slow INT8 file."""
 
@@ -232,16 +232,17 @@ def _accuracy_control(
         int8 = [c for c in candidates if c.artifact.runtime == runtime and c.artifact.precision == "int8"]
         if not int8 or any(c in kept for c in int8):
             continue
-        fastest = min(c.p90_ms for c in int8)
+        fastest = min(int8, key=lambda c: c.p90_ms)
         entry: dict[str, Any] = {"runtime": runtime, "budget_s": run.config.quantize.seconds}
-        if fastest >= best:
-            told.append({**entry, "status": "not tried", "told": f"INT8 takes {fastest:.3f} ms, another {best:.3f}"})
+        if fastest.p90_ms >= best:
+            told.append(
+                {**entry, "status": "not tried", "told": f"INT8 takes {fastest.p90_ms:.3f} ms, another {best:.3f}"}
+            )
             continue
         run.say(f"verify: {runtime} INT8 loses too much F1; up to {entry['budget_s']:.0f} s for layers back in f32")
-        suffix = "onnx" if runtime == "onnxruntime" else "xml"
-        path = work / f"model-int8-mixed.{suffix}"
+        path = work / f"model-int8-mixed{fastest.artifact.path.suffix}"
         try:
-            mixture = _mix(run, runtime, path, card, images, labels, floor)
+            mixture = _mix(run, fastest, path, card, images, labels, floor)
         except CannotReach as error:
             told.append({**entry, "status": "cannot be reached", "told": str(error)})
             continue
@@ -261,29 +262,18 @@ def _accuracy_control(
 
 
 def _mix(
-    run: Run, runtime: str, path: Path, card: ModelCard, images: np.ndarray, labels: np.ndarray, floor: float
-) -> Any:
-    source, calibration = run.file("export", FORMATS["onnx"].file), calibration_images(run, card)
-    quick: Callable[..., None]
-    if runtime == "openvino":
-
-        def quick(file: Path, keep: Any) -> None:
-            quantize_openvino(source, calibration[:32], card, file, True, keep)
-
-        def full(file: Path, keep: Any) -> None:
-            quantize_openvino(source, calibration, card, file, False, keep)
-    else:
-
-        def quick(file: Path, keep: Any) -> None:
-            quantize_onnx(source, calibration[:32], card, file, keep=keep)
-
-        def full(file: Path, keep: Any) -> None:
-            quantize_onnx(source, calibration, card, file, keep=keep)
-
+    run: Run, fastest: Candidate, path: Path, card: ModelCard, images: np.ndarray, labels: np.ndarray, floor: float
+) -> Mixture:
+    """The fastest INT8 format of its runtime, with as few layers in f32 as it takes."""
+    onnx_file, calibration = run.file("export", FORMATS["onnx"].file), calibration_images(run, card)
+    whole = Source(onnx_file, card, calibration, not run.host.has_any(INT8_DOT))
+    few = replace(whole, images=calibration[:_QUICK_IMAGES])
+    runtime = fastest.artifact.runtime
+    full, quick = FORMATS[fastest.format], FORMATS["openvino-int8-fast" if runtime == "openvino" else fastest.format]
     return keep_f1(
-        Artifact(source, runtime, "int8"),
-        quick,
-        full,
+        Artifact(onnx_file, runtime, "int8"),
+        lambda file, keep: quick.write(few, file, keep),
+        lambda file, keep: full.write(whole, file, keep),
         calibration,
         lambda artifact: scores(logits_of(artifact, images), labels)[0],
         floor,

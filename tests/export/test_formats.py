@@ -67,10 +67,10 @@ def test_weights_of_7_bits_where_the_cpu_would_saturate(source, tmp_path):
 
 
 def test_a_format_that_fails_and_one_that_is_wrong_stop_no_other(source, tmp_path, monkeypatch):
-    def fails(_source, _path):
+    def fails(_source, _path, _keep):
         raise ExportError("a reason")
 
-    def writes_rubbish(_source, path):
+    def writes_rubbish(_source, path, _keep):
         path.write_text("rubbish")
 
     monkeypatch.setitem(formats.FORMATS, "openvino", replace(FORMATS["openvino"], write=fails))
@@ -87,7 +87,7 @@ def test_a_file_that_answers_otherwise_is_invalid(source, exported, tmp_path, mo
     import onnx
     from onnx import numpy_helper
 
-    def shifted(_source, path):
+    def shifted(_source, path, _keep):
         model = onnx.load(exported.folder / "model.onnx")
         weight = max(model.graph.initializer, key=lambda t: len(t.raw_data))
         weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 1.01, weight.name))
