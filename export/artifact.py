@@ -76,6 +76,12 @@ class Artifact:
         }
 
 
+def remove_model(path: Path) -> None:
+    """The file and the weights beside it, as far as they are there."""
+    for file in (path, path.with_suffix(".bin")):
+        file.unlink(missing_ok=True)
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from export import preprocess
 from export.artifact import Artifact, ModelCard, sha256
 from export.documents import CARD, SBOM, model_card, sbom
 from export.errors import ExportError
-from export.golden import write_golden
+from export.golden import PHOTOS, write_golden
 from export.lock import Lock
 from export.preprocess import Preprocess
 
@@ -31,7 +31,7 @@ SLICE_IMAGES = 500
 class Evidence:
     """What is known of the file that is packed.
 
-    facts: verdict, latency, quality, host, params, macs, submission and portability (a sentence), as in result.json.
+    facts: verdict, latency, quality, host, params, macs, submission and portability, as in result.json and race.json.
     photos: path, class and given label of each. relies_on: as from `portability.relies_on`. drift: largest difference
     of a logit seen on an older CPU.
     """
@@ -58,7 +58,7 @@ def write_bundle(
     (folder / "requirements.txt").write_text(lock.text)
     (folder / SBOM).write_text(sbom(shipped.path.name, digest, lock, artifact.precision), encoding="utf-8")
     photos = list(evidence.photos)
-    shown = [photos[i][0] for i in np.linspace(0, len(photos) - 1, 4).round().astype(int)]
+    shown = [photos[i][0] for i in np.linspace(0, len(photos) - 1, PHOTOS).round().astype(int)]
     arrays = np.stack([card.preprocess.load(p) for p in shown])
     chosen = sorted(set(np.linspace(0, len(photos) - 1, min(SLICE_IMAGES, len(photos))).round().astype(int)))
     manifest: dict[str, Any] = {
@@ -91,12 +91,11 @@ def files_of(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a bundle's manifest says."""
+    """What a bundle's manifest says that a timing needs."""
 
     artifact: Artifact
     preprocess: Preprocess
     threads: int
-    manifest: dict[str, Any]
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -113,7 +112,6 @@ def read_bundle(folder: Path) -> Bundle:
             Artifact(folder / model["path"], model["runtime"], model["precision"]),
             Preprocess(**manifest["preprocess"]),
             int(model["threads"]),
-            manifest,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(

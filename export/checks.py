@@ -8,6 +8,7 @@ PROCESSES = 7
 _DISK = 2**32
 """Where no limit is asked for."""
 _FEW, _FEW_S, _MANY_S = 20, 30, 240
+"""Seconds after which a run over so many images hangs, as far as this can be said."""
 
 
 @dataclass(frozen=True)

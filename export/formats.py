@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from export.artifact import Artifact, ModelCard
+from export.artifact import Artifact, ModelCard, remove_model
 from export.errors import ExportError, FormatError
 from export.openvino_export import read_onnx, save_ir
 from export.parity import logits_of, tolerance
@@ -172,8 +172,7 @@ def _write(source: Source, name: str, path: Path, images: np.ndarray, reference:
     try:
         format.write(source, path, ())
     except Exception as error:  # the runtimes' own exceptions share no base class but this; one row fails, told why
-        for file in (path, path.with_suffix(".bin")):
-            file.unlink(missing_ok=True)
+        remove_model(path)
         return Written(name, "failed", str(error))
     artifact = Artifact(path, format.runtime, format.precisions[0])
     try:

@@ -29,7 +29,7 @@ def write_golden(folder: Path, artifact: Artifact, card: ModelCard, photos: np.n
     """
     golden = folder / "golden"
     golden.mkdir()
-    for i, photo in enumerate(photos[:PHOTOS]):
+    for i, photo in enumerate(photos):
         Image.fromarray(photo).save(golden / f"photo-{i}.png")
     exif = Image.Exif()
     exif[_ORIENTATION] = 6  # turned by a quarter

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.artifact import Artifact
+from export.artifact import Artifact, remove_model
 from export.errors import ExportError
 from export.parity import logits_of
 from export.quantize import layers_of
@@ -41,7 +41,8 @@ class Mixture:
 
 
 def keep_f1(
-    source: Artifact,
+    source: Path,
+    runtime: str,
     quick: Quantize,
     full: Quantize,
     images: np.ndarray,
@@ -50,20 +51,19 @@ def keep_f1(
     path: Path,
     seconds: float,
 ) -> Mixture:
-    """Write `path`, an INT8 file of the f32 ONNX `source` for the runtime that source names, whose F1 is at least
-    `floor`. quick: a quantization good enough to rank with, full: the one to ship. images: uint8 (n, size, size, 3),
-    unlabelled. Raises CannotReach."""
+    """Write `path`, an INT8 file for `runtime` of the f32 ONNX file `source`, whose F1 is at least `floor`. quick:
+    a quantization good enough to rank with, full: the one to ship. images: uint8 (n, size, size, 3), unlabelled.
+    Raises CannotReach."""
     began = time.monotonic()
-    reference_file = Artifact(source.path, "onnxruntime", "f32")
     images = images[:_RANKED_ON]
-    reference = logits_of(reference_file, images)
-    layers = layers_of(source.path, source.runtime)
+    reference = logits_of(Artifact(source, "onnxruntime", "f32"), images)
+    layers = layers_of(source, runtime)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         probe = Path(folder) / path.name
 
         def error(keep: Sequence[str]) -> float:
             quick(probe, keep)
-            return float(np.square(logits_of(Artifact(probe, source.runtime, "int8"), images) - reference).mean())
+            return float(np.square(logits_of(Artifact(probe, runtime, "int8"), images) - reference).mean())
 
         whole, gains = error(()), {}
         for layer in _from_both_ends(layers):
@@ -76,14 +76,13 @@ def keep_f1(
         if time.monotonic() - began > seconds:
             break
         full(path, ranked[:count])
-        f1 = f1_of(Artifact(path, source.runtime, "int8"))
+        f1 = f1_of(Artifact(path, runtime, "int8"))
         best = max(best, f1)
         if f1 >= floor:
             return Mixture(tuple(ranked[:count]), len(layers), f1, time.monotonic() - began)
-    path.unlink(missing_ok=True)
-    path.with_suffix(".bin").unlink(missing_ok=True)
+    remove_model(path)
     raise CannotReach(
-        f"{source.runtime} INT8 cannot be made to keep F1 {floor:.4f} within {seconds:.0f} s: "
+        f"{runtime} INT8 cannot be made to keep F1 {floor:.4f} within {seconds:.0f} s: "
         f"{len(gains)} of {len(layers)} layers ranked, best F1 {max(best, 0):.4f}; raise quantize.max_f1_drop or "
         "quantize.seconds"
     )

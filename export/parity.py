@@ -56,8 +56,8 @@ def compare(reference: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> Pa
     if not np.isfinite(logits).all():
         raise ExportError("logits are not finite: the file computes nothing of use")
     first, second = np.sort(reference, axis=1)[:, :-3:-1].T
-    other = reference.argmax(1) != logits.argmax(1)
     before, after = reference.argmax(1), logits.argmax(1)
+    other = before != after
     f1, accuracy = scores(logits, labels)
     low, high = change_interval(labels, before, after, reference.shape[1])
     return Parity(

@@ -28,6 +28,7 @@ from latency.machine import LOCAL
 
 TIMED_IMAGES = 200
 """Labelled by each process, the photos over again where they are fewer: the start's own noise counts little then."""
+_READ_AT = 64
 _INSTALLS = ("venv", "install")
 _REFUSED = re.compile(r"MATCH THE HASHES|No matching distribution|versions pinned|conflicting|Hashes are required")
 """What pip says where the lock itself is wrong; all else is this machine's trouble."""
@@ -133,7 +134,7 @@ def _show(photos: Sequence[Path], manifest: Manifest, folder: Path) -> tuple[dic
     for photo in photos:
         if (digest := sha256(photo)) in manifest.slice:
             recorded.setdefault(digest, photo)
-    preprocess = Preprocess(**manifest.preprocess)
+    preprocess = Preprocess(_READ_AT)  # not at the size that a stranger's manifest names
     readable = []
     for photo in photos[:: max(1, len(photos) // TIMED_IMAGES)]:
         with contextlib.suppress(ImageError):
@@ -159,9 +160,7 @@ def _judge(
         "disk_peak_bytes": answer["disk_peak_bytes"],
         **{f"{name}_bytes": size for name, size in answer["bytes"].items()},
         "install_s": sum(steps[s]["seconds"] for s in _INSTALLS if s in steps),
-        "memory_peak_bytes": max(
-            (s["peak_bytes"] for n, s in steps.items() if n not in ("venv", "install")), default=0
-        ),
+        "memory_peak_bytes": max((s["peak_bytes"] for n, s in steps.items() if n not in _INSTALLS), default=0),
     }
     judge_steps(answer, limits, checks)
     judge_golden(manifest, steps["golden"]["rows"], checks)

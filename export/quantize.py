@@ -11,8 +11,13 @@ from export.artifact import METADATA_KEY, ModelCard
 from export.errors import ExportError
 from export.onnx_export import INPUT
 from export.openvino_export import read_onnx, save_ir
+from export.preprocess import Preprocess
 
-CALIBRATION_IMAGES = 200
+
+def calibration_images(paths: Sequence[Path], preprocess: Preprocess, count: int, seed: int) -> np.ndarray:
+    """uint8 (n, size, size, 3): up to `count` of the images, drawn by the seed."""
+    chosen = np.random.default_rng(seed).permutation(len(paths))[:count]
+    return np.stack([preprocess.load(paths[i]) for i in sorted(chosen)])
 
 
 def quantize_onnx(

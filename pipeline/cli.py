@@ -5,6 +5,7 @@ Results go to stdout, everything else to stderr; with --json the result is one J
 
 import contextlib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,7 +88,7 @@ def run_command(
     return VERDICT_CODES[result["verdict"]]
 
 
-def _stage_command(name: str, doc: str, show: str = "show_summary") -> None:
+def _stage_command(name: str, doc: str, show: str = "show.show_summary") -> None:
     def command(
         config: ConfigOption = None,
         overrides: SetOption = None,
@@ -107,16 +108,14 @@ def _run_stage(
     overrides: list[str] | None,
     run_dir: Path | None,
     as_json: bool,
-    show: str = "show_summary",
+    show: str = "show.show_summary",
 ) -> dict[str, Any]:
-    from pipeline import show as shows
-    from pipeline import show_ship
-
     with _opened(config, overrides, run_dir, default=None) as run:
         from pipeline.run import run_one
 
         done = run_one(name, run)
-    emit(done.summary, as_json, lambda: getattr(show_ship if hasattr(show_ship, show) else shows, show)(done.summary))
+    module, function = show.split(".")
+    emit(done.summary, as_json, lambda: getattr(import_module(f"pipeline.{module}"), function)(done.summary))
     return done.summary
 
 
@@ -143,7 +142,7 @@ def select_command(
     Example: edgebuild select --run-dir runs/build --trial 17
     """
     chosen = [f"select.trial={trial}"] if trial is not None else []
-    _run_stage("select", config, (overrides or []) + chosen, run_dir, as_json, "show_choice")
+    _run_stage("select", config, (overrides or []) + chosen, run_dir, as_json, "show.show_choice")
     return 0
 
 
@@ -224,7 +223,7 @@ _stage_command(
 
     Example: edgebuild verify --run-dir runs/build
     """,
-    "show_race",
+    "show_ship.show_race",
 )
 
 
@@ -252,7 +251,7 @@ def gate_command(
     from pipeline.show import show_verdict
 
     if file is None:
-        result = _run_stage("gate", config, overrides, run_dir, as_json, "show_verdict")
+        result = _run_stage("gate", config, overrides, run_dir, as_json, "show.show_verdict")
         return VERDICT_CODES[result["verdict"]]
     if limit_ms is None or not 0 < limit_ms < float("inf"):
         raise PipelineError("--limit-ms: give the limit in milliseconds, a number over 0, for example --limit-ms 1.4")
@@ -307,7 +306,7 @@ def preflight_command(
     from pipeline.show_ship import show_preflight
 
     if bundle is None:
-        found = _run_stage("preflight", config, overrides, run_dir, as_json, "show_preflight")
+        found = _run_stage("preflight", config, overrides, run_dir, as_json, "show_ship.show_preflight")
         return VERDICT_CODES[found["verdict"]]
     for option, path in (("BUNDLE", bundle), ("--images", images), ("--wheels", wheels)):
         if path is not None and not path.exists():

@@ -5,19 +5,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from export.formats import FORMATS, Source, write_formats
 from export.preprocess import find_images
+from export.quantize import calibration_images
 from latency.host import INT8_DOT, this_host
 from latency.records import model_files
 from pipeline.checkpoint import load_checkpoint, restore
+from pipeline.config import Quantize
 from pipeline.errors import PipelineError
+from pipeline.race import run_source
 from pipeline.run import run_one
-from pipeline.ship import run_source, write_f32
+from pipeline.ship import write_f32
 from pipeline.stages import Run
-
-CALIBRATION_IMAGES = 200
 
 
 def export_run(run: Run, names: tuple[str, ...], folder: Path | None) -> list[dict[str, Any]]:
@@ -50,8 +49,7 @@ def export_checkpoint(
         paths = find_images(images) if images.exists() else []
         if not paths:
             raise PipelineError(f"--images {images}: no image found there")
-        chosen = np.random.default_rng(0).permutation(len(paths))[:CALIBRATION_IMAGES]
-        calibration = np.stack([card.preprocess.load(paths[i]) for i in sorted(chosen)])
+        calibration = calibration_images(paths, card.preprocess, Quantize().images, seed=0)
     with tempfile.TemporaryDirectory() as work:
         source = write_f32(restore(spec, state, checkpoint), card, Path(work))
         written = write_formats(Source(source, card, calibration, not this_host().has_any(INT8_DOT)), names, folder)

@@ -16,6 +16,7 @@ from export.onnx_export import Deployable, deployable, export_onnx
 from export.openvino_export import read_onnx, save_ir
 from export.parity import Parity, compare, f1_per_class, logits_of, scores, tolerance
 from export.portability import on_older_cpu, relies_on
+from export.quantize import calibration_images
 from latency.host import INT8_DOT, this_host
 from latency.measure import measure
 from latency.profile import profile as profile_kernels
@@ -114,7 +115,7 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
     candidates = _time(run, candidates)
     floor = torch_f1 - run.config.quantize.max_f1_drop
     kept = [c for c in candidates if c.parity.f1_macro >= floor]
-    candidates, control = _accuracy_control(run, work, candidates, kept, card, reference, images, labels, floor)
+    candidates, control = _accuracy_control(run, work, candidates, kept, reference, images, labels, floor)
     kept = [c for c in candidates if c.parity.f1_macro >= floor]
     if not kept:
         raise ExportError(
@@ -219,7 +220,6 @@ def _accuracy_control(
     work: Path,
     candidates: list[Candidate],
     kept: list[Candidate],
-    card: ModelCard,
     reference: np.ndarray,
     images: np.ndarray,
     labels: np.ndarray,
@@ -242,7 +242,7 @@ def _accuracy_control(
         run.say(f"verify: {runtime} INT8 loses too much F1; up to {entry['budget_s']:.0f} s for layers back in f32")
         path = work / f"model-int8-mixed{fastest.artifact.path.suffix}"
         try:
-            mixture = _mix(run, fastest, path, card, images, labels, floor)
+            mixture = _mix(run, fastest, path, images, labels, floor)
         except CannotReach as error:
             told.append({**entry, "status": "cannot be reached", "told": str(error)})
             continue
@@ -261,20 +261,19 @@ def _accuracy_control(
     return (_time(run, found) if len(found) > len(candidates) else found), told
 
 
-def _mix(
-    run: Run, fastest: Candidate, path: Path, card: ModelCard, images: np.ndarray, labels: np.ndarray, floor: float
-) -> Mixture:
+def _mix(run: Run, fastest: Candidate, path: Path, images: np.ndarray, labels: np.ndarray, floor: float) -> Mixture:
     """The fastest INT8 format of its runtime, with as few layers in f32 as it takes."""
-    onnx_file, calibration = run.file("export", FORMATS["onnx"].file), calibration_images(run, card)
-    whole = Source(onnx_file, card, calibration, not run.host.has_any(INT8_DOT))
-    few = replace(whole, images=calibration[:_QUICK_IMAGES])
+    source = run_source(run)
+    assert source.images is not None
+    few = replace(source, images=source.images[:_QUICK_IMAGES])
     runtime = fastest.artifact.runtime
     full, quick = FORMATS[fastest.format], FORMATS["openvino-int8-fast" if runtime == "openvino" else fastest.format]
     return keep_f1(
-        Artifact(onnx_file, runtime, "int8"),
+        source.onnx,
+        runtime,
         lambda file, keep: quick.write(few, file, keep),
-        lambda file, keep: full.write(whole, file, keep),
-        calibration,
+        lambda file, keep: full.write(source, file, keep),
+        source.images,
         lambda artifact: scores(logits_of(artifact, images), labels)[0],
         floor,
         path,
@@ -282,11 +281,13 @@ def _mix(
     )
 
 
-def calibration_images(run: Run, card: ModelCard) -> np.ndarray:
-    """uint8 (n, size, size, 3) of training images, drawn by the seed."""
-    paths = load_index(run).paths("train")
-    chosen = np.random.default_rng(run.config.seed).permutation(len(paths))[: run.config.quantize.images]
-    return np.stack([card.preprocess.load(paths[i]) for i in sorted(chosen)])
+def run_source(run: Run) -> Source:
+    """What the formats of a finished student are made from."""
+    card = load_checkpoint(run.file("distill", "student.safetensors"))[1]
+    images = calibration_images(
+        load_index(run).paths("train"), card.preprocess, run.config.quantize.images, run.config.seed
+    )
+    return Source(run.file("export", FORMATS["onnx"].file), card, images, not run.host.has_any(INT8_DOT))
 
 
 def _row(c: Candidate, shipped: Candidate, kept: list[Candidate], threads: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from export.all_in import measure_all_in
-from export.artifact import Artifact, ModelCard
+from export.artifact import Artifact, ModelCard, remove_model
 from export.bundle import Evidence, write_bundle
 from export.checks import Limits
 from export.errors import ExportError
@@ -23,7 +23,7 @@ from pipeline.checkpoint import load_checkpoint, restore
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.learn import load_index
-from pipeline.race import calibration_images, race_formats
+from pipeline.race import race_formats, run_source
 from pipeline.score import score
 from pipeline.stages import Run, Stage
 
@@ -82,19 +82,11 @@ def _quantize(run: Run, work: Path) -> dict[str, Any]:
     for row in written:
         if row.status != "passed":
             run.say(f"quantize: {row.format} {row.status}: {row.reason}")
-            for file in (work / FORMATS[row.format].file, (work / FORMATS[row.format].file).with_suffix(".bin")):
-                file.unlink(missing_ok=True)
+            remove_model(work / FORMATS[row.format].file)
     return {
         "files": {f.name: f.stat().st_size for f in sorted(work.iterdir())},
         "formats": [asdict(replace(w, path=None)) for w in written],
     }
-
-
-def run_source(run: Run) -> Source:
-    """What further formats of a finished student are made from."""
-    card = load_checkpoint(_checkpoint(run))[1]
-    images = calibration_images(run, card)
-    return Source(run.file("export", FORMATS["onnx"].file), card, images, not run.host.has_any(INT8_DOT))
 
 
 # --- gate ------------------------------------------------------------------------------------------------------------

@@ -42,8 +42,8 @@ def test_the_layer_that_costs_most_goes_back(exported, photos, tmp_path):
     quantize(tmp_path / "right.onnx", (layer,))
     spoiled, right = (f1_of(Artifact(tmp_path / f, "onnxruntime", "int8")) for f in ("all.onnx", "right.onnx"))
     assert spoiled < right
-    source_file, mixed = Artifact(source, "onnxruntime", "int8"), tmp_path / "mixed.onnx"
-    found = keep_f1(source_file, spoils_one_layer, spoils_one_layer, images, f1_of, right, mixed, 60)
+    mixed = tmp_path / "mixed.onnx"
+    found = keep_f1(source, "onnxruntime", spoils_one_layer, spoils_one_layer, images, f1_of, right, mixed, 60)
     assert found.kept == (layer,)
     assert found.f1_macro == f1_of(Artifact(mixed, "onnxruntime", "int8")) == right
 
@@ -54,7 +54,7 @@ def test_what_cannot_be_reached_is_said_and_leaves_no_file(exported, photos, tmp
     source = exported.folder / "model.onnx"
     quantize, f1_of = parts(source, exported, images, runtime)
     with pytest.raises(CannotReach, match=rf"{runtime} INT8 cannot be made to keep F1 1\.1000 within 3 s"):
-        keep_f1(Artifact(source, runtime, "int8"), quantize, quantize, images, f1_of, 1.1, tmp_path / f"m.{suffix}", 3)
+        keep_f1(source, runtime, quantize, quantize, images, f1_of, 1.1, tmp_path / f"m.{suffix}", 3)
     assert list(tmp_path.iterdir()) == []
 
 
