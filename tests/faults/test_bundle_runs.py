@@ -1,13 +1,9 @@
-"""Spoiled bundles, each refused with its named cause, and good ones, which are not.
+"""Bundles in the sandbox: spoiled ones, each refused with its named cause, and good ones, which are not."""
 
-A fault that a hash would find is found by it; the others are sealed again, as a wrong tool would have packed them.
-"""
-
-import io
-import json
+import os
 import re
 import shutil
-import tarfile
+import socket
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -17,248 +13,14 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from export import sandbox
-from export.artifact import Artifact, sha256
-from export.bundle import files_of, write_bundle
+from export.artifact import Artifact
+from export.bundle import write_bundle
 from export.checks import Limits
 from export.formats import FORMATS, Source, write_formats
-from export.lock import lock
 from export.preflight import preflight
 from export.preprocess import Preprocess
-from latency.records import file_hash
 from tests.conftest import ROOT
-
-needs_sandbox = pytest.mark.skipif(bool(sandbox.available()), reason=f"no sandbox: {sandbox.available()}")
-
-
-@pytest.fixture(scope="session")
-def locks():
-    found = {runtime: lock(runtime) for runtime in ("onnxruntime", "openvino")}
-    problems = {r: f.problem for r, f in found.items() if f.problem}
-    if problems:
-        pytest.skip(f"needs a package index: {problems}")
-    return found
-
-
-@pytest.fixture(scope="session")
-def wheels(locks, tmp_path_factory):
-    """The packages of both locks, downloaded once."""
-    folder = tmp_path_factory.mktemp("wheels")
-    for runtime, found in locks.items():
-        path = folder / f"{runtime}.txt"
-        path.write_text(found.text)
-        assert sandbox.fetch(path, folder, None) is None
-    return folder
-
-
-@pytest.fixture(scope="session")
-def good(exported, evidence_of, locks, tmp_path_factory):
-    artifact = Artifact(exported.folder / "model.onnx", "onnxruntime", "f32")
-    folder = tmp_path_factory.mktemp("good") / "bundle"
-    return write_bundle(folder, artifact, exported.card, 1, locks["onnxruntime"], evidence_of(artifact, exported.card))
-
-
-@pytest.fixture
-def bundle(good, tmp_path):
-    """A copy of its own, unpacked."""
-    return Path(shutil.copytree(good.with_name("bundle"), tmp_path / "bundle"))
-
-
-def edit(folder, change):
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
-
-
-def seal(folder):
-    """Write the hashes anew, as whoever packed it like this would have."""
-
-    def change(manifest):
-        manifest["files"] = {name: sha256(folder / name) for name in files_of(folder)}
-        if (folder / "model.onnx").exists():
-            manifest["model"]["sha256"] = file_hash(folder / "model.onnx")
-
-    edit(folder, change)
-
-
-def replace_text(path, old, new):
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-
-
-def flip_byte(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def cause(found):
-    assert found.verdict == "fail", found
-    (failed,) = [c for c in found.checks if c.verdict == "fail"]
-    return failed
-
-
-def refused(path, name, *told, limits=None, photos=(), wheels=None):
-    failed = cause(preflight(path, limits or Limits(), photos, wheels=wheels))
-    assert failed.name == name, failed
-    for text in told:
-        assert text in failed.told, failed.told
-
-
-# --- found without running anything of it ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["model.onnx", "labels.txt", "predict.py", "preprocess.py", "golden/alpha.png"])
-def test_a_changed_byte(bundle, name):
-    flip_byte(bundle / name)
-    refused(bundle, "hashes", name, "changed since it was packed")
-
-
-def test_a_missing_file(bundle):
-    (bundle / "preprocess.py").unlink()
-    refused(bundle, "hashes", "preprocess.py: missing")
-
-
-def test_an_additional_file(bundle):
-    (bundle / "numpy.py").write_text("")
-    refused(bundle, "hashes", "numpy.py: not in the manifest")
-
-
-def test_a_truncated_archive(good, tmp_path):
-    path = tmp_path / "bundle.tar.gz"
-    path.write_bytes(good.read_bytes()[:-5000])
-    refused(path, "archive", "damaged")
-
-
-def test_no_archive(tmp_path):
-    path = tmp_path / "bundle.tar.gz"
-    path.write_text("text")
-    refused(path, "archive", "damaged, or no .tar.gz")
-
-
-def packed(path, *members, top=True):
-    with tarfile.open(path, "w:gz") as archive:
-        if top:
-            folder = tarfile.TarInfo("bundle")
-            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
-            archive.addfile(folder)
-        for member, data in members:
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return path
-
-
-@pytest.mark.parametrize("name", ["bundle/../../escaped", "/tmp/edgebuild-escaped"])
-def test_a_path_that_leaves_the_folder(tmp_path, name):
-    path = packed(tmp_path / "evil.tar.gz", (tarfile.TarInfo(name), b"x"))
-    found = preflight(path, Limits())
-    assert found.verdict == "fail"
-    assert not (tmp_path.parent / "escaped").exists()
-    assert not Path("/tmp/edgebuild-escaped").exists()
-    assert cause(found).name in ("archive", "manifest")
-
-
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
-def test_a_link_or_a_device_in_the_archive(tmp_path, kind):
-    member = tarfile.TarInfo("bundle/model.onnx")
-    member.type, member.linkname = kind, "/etc/passwd"
-    refused(packed(tmp_path / "evil.tar.gz", (member, b"")), "archive", "neither a file nor a folder")
-
-
-def test_an_archive_that_unpacks_to_too_much(tmp_path):
-    path = tmp_path / "bomb.tar.gz"
-    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
-        member = tarfile.TarInfo("bundle/zeros")
-        member.size = 2**31
-        archive.addfile(member, _Zeros(member.size))
-    assert path.stat().st_size < 2**25
-    refused(path, "archive", "unpacks to more than")
-
-
-class _Zeros(io.RawIOBase):
-    def __init__(self, size):
-        self.left = size
-
-    def read(self, size=-1):
-        size = min(size, self.left)
-        self.left -= size
-        return bytes(size)
-
-
-def test_a_cpu_that_lacks_what_is_relied_on(bundle):
-    edit(bundle, lambda m: m.update(relies_on=[{"what": "a unit of the future", "any_of": ["avx1024"]}]))
-    refused(bundle, "cpu", "lacks what the file relies on: a unit of the future (one of avx1024)")
-
-
-def test_a_newer_manifest(bundle):
-    edit(bundle, lambda m: m.update(format=99))
-    refused(bundle, "manifest", "format: Input should be 2, got '99'")
-
-
-def test_a_manifest_that_names_a_model_elsewhere(bundle):
-    edit(bundle, lambda m: m["model"].update(path="../model.onnx"))
-    refused(bundle, "manifest", "model.path", "got '../model.onnx'")
-
-
-def test_other_labels_in_the_text_than_in_the_manifest(bundle):
-    (bundle / "labels.txt").write_text("f\ne\nd\nc\nb\na\n")
-    seal(bundle)
-    refused(bundle, "labels", "another order")
-
-
-WRONG = {
-    "a tolerance that is no number": lambda m: m["golden"].update(tolerance="large"),
-    "a tolerance that allows all": lambda m: m["golden"].update(tolerance=float("inf")),
-    "logits that are not finite": lambda m: m["golden"]["samples"]["golden/alpha.png"].update(
-        logits=[float("nan")] * 6
-    ),
-    "no golden samples": lambda m: m["golden"].update(samples={}),
-    "a golden sample that is none": lambda m: m["golden"]["samples"].pop("golden/alpha.png"),
-    "a slice of numbers": lambda m: m.update(slice={"0" * 64: [1, 2]}),
-    "no evidence": lambda m: m.pop("evidence"),
-    "a list": lambda m: m.update(files=[]),
-    "another runtime": lambda m: m["model"].update(runtime="os; import evil"),
-    "a file that is not ours to name": lambda m: m["files"].update({"../../etc/passwd": "0" * 64}),
-}
-
-
-@pytest.mark.parametrize("change", WRONG)
-def test_a_manifest_that_is_not_whole(bundle, change):
-    edit(bundle, WRONG[change])
-    refused(bundle, "manifest")
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["--extra-index-url http://127.0.0.1:9/", "--no-binary :all:", "-e .", "evil @ file:///evil.whl", "-r /etc/x"],
-)
-def test_a_lock_with_options_never_reaches_pip(bundle, line, monkeypatch):
-    monkeypatch.setattr(sandbox, "fetch", lambda *_: pytest.fail("pip was run"))
-    path = bundle / "requirements.txt"
-    path.write_text(f"{line}\n{path.read_text()}")
-    seal(bundle)
-    refused(bundle, "lock", "requirements.txt holds more than versions and hashes", line)
-
-
-def test_a_lock_without_hashes_cannot_be_told(bundle):
-    (bundle / "requirements.txt").write_text("numpy==2.0\n")
-    seal(bundle)
-    found = preflight(bundle, Limits())
-    assert found.verdict == "inconclusive"
-    assert "requirements.txt has no hashes" in found.reasons[0]
-
-
-def test_without_a_sandbox_nothing_is_run_and_nothing_pretended(bundle, monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    found = preflight(bundle, Limits())
-    assert found.verdict == "inconclusive"
-    assert "bubblewrap is not installed" in found.reasons[0]
-    assert "nothing of the bundle was run" in found.reasons[0]
-
-
-# --- found by running it in the sandbox -----------------------------------------------------------------------------
+from tests.faults.bundles import cause, edit, needs_sandbox, refused, replace_text, seal
 
 
 def other_mean(bundle):
@@ -358,6 +120,14 @@ def test_a_spoiled_bundle_is_refused_by_its_cause(bundle, wheels, spoil):
     seal(bundle)
     name, *told = SPOILED[spoil]
     refused(bundle, name, *told, wheels=wheels)
+
+
+@pytest.mark.slow
+@needs_sandbox
+def test_a_preprocessing_that_is_none_is_found_in_the_sandbox_not_here(bundle, wheels, photos):
+    edit(bundle, lambda m: m["preprocess"].update(size=-1, filter="none"))
+    seal(bundle)
+    refused(bundle, "golden", "unknown preprocessing", wheels=wheels, photos=photos.paths)
 
 
 @pytest.mark.slow
@@ -468,9 +238,6 @@ def test_the_sandbox_holds(bundle, wheels, photos, tmp_path):
         if len([p for p in os.listdir("/proc") if p.isdigit()]) > 5: seen.append("processes")
         if seen: sys.exit("SEEN " + " ".join(seen))
     """
-    import os
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as server:
         code = textwrap.dedent(probe).replace("PORT", repr(server.getsockname()[1]))
         hidden = ["/etc/passwd", "/etc/shadow", "/var", str(tmp_path), str(ROOT), "/given/images/etc"]
