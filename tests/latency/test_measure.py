@@ -170,7 +170,7 @@ def test_long_timings_give_signs_of_life():
 
 
 def test_a_word_before_the_answer_is_told(monkeypatch, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("print('Welcome to the board')")
+    (tmp_path / "sitecustomize.py").write_text("print('Welcome to the board', flush=True)")
     command, environment = LOCAL.command("latency.worker")
     paths = os.pathsep.join([str(tmp_path), environment["PYTHONPATH"]])
     monkeypatch.setattr(LOCAL.__class__, "command", lambda self, module: (command, environment | {"PYTHONPATH": paths}))
