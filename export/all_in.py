@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from export.artifact import Artifact
+from export.artifact import Artifact, evenly
 from export.errors import ExportError
 from export.preprocess import Preprocess
 from latency.bounds import percentile
@@ -78,7 +78,7 @@ def measure_all_in(
 ) -> AllIn:
     """Time up to IMAGES of `paths`, taken evenly, in PROCESSES fresh processes. Raises ImageError for a file that
     cannot be read, ExportError, LatencyError."""
-    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(IMAGES, len(paths))).round().astype(int)]
+    chosen = evenly(paths, IMAGES)
     for path in chosen:
         preprocess.load(path)
     answers = []

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from export import FORMAT
 from export.errors import ExportError
@@ -12,6 +13,7 @@ from export.preprocess import Preprocess
 from latency.records import Subject, model_files
 
 METADATA_KEY = "edgebuild"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -85,3 +87,9 @@ def remove_model(path: Path) -> None:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def evenly(items: Sequence[_T], count: int) -> list[_T]:
+    """Up to `count` of them, from the first to the last, at even distances."""
+    count = min(count, len(items))
+    return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from export import preprocess
-from export.artifact import Artifact, ModelCard, sha256
+from export.artifact import Artifact, ModelCard, evenly, sha256
 from export.documents import CARD, SBOM, model_card, sbom
 from export.errors import ExportError
 from export.golden import PHOTOS, write_golden
@@ -57,10 +57,7 @@ def write_bundle(
     (folder / "labels.txt").write_text("".join(f"{c}\n" for c in card.classes), encoding="utf-8")
     (folder / "requirements.txt").write_text(lock.text)
     (folder / SBOM).write_text(sbom(shipped.path.name, digest, lock, artifact.precision), encoding="utf-8")
-    photos = list(evidence.photos)
-    shown = [photos[i][0] for i in np.linspace(0, len(photos) - 1, PHOTOS).round().astype(int)]
-    arrays = np.stack([card.preprocess.load(p) for p in shown])
-    chosen = sorted(set(np.linspace(0, len(photos) - 1, min(SLICE_IMAGES, len(photos))).round().astype(int)))
+    arrays = np.stack([card.preprocess.load(p) for p, _, _ in evenly(evidence.photos, PHOTOS)])
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "model": {
@@ -74,7 +71,7 @@ def write_bundle(
         "preprocess": card.preprocess.as_dict(),
         "relies_on": list(evidence.relies_on),
         "golden": write_golden(folder, shipped, card, arrays, evidence.drift),
-        "slice": {sha256(photos[i][0]): list(photos[i][1:]) for i in chosen},
+        "slice": {sha256(p): [t, g] for p, t, g in evenly(evidence.photos, SLICE_IMAGES)},
         "evidence": evidence.facts,
     }
     (folder / CARD).write_text(model_card(manifest), encoding="utf-8")

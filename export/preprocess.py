@@ -1,6 +1,7 @@
 """From an image file to the array that the network takes. The only way an image enters validation, test, parity and
 the bundle, which holds a copy of this file, byte for byte. Standard library, numpy and Pillow only."""
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,6 +11,8 @@ from PIL import Image, ImageOps
 
 FITS = ("squash", "pad", "crop")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
+_DECODERS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""Pillow knows many more, EPS among them, which starts Ghostscript: nothing for a stranger's file."""
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _GREY = (114, 114, 114)
 
@@ -48,7 +51,7 @@ class Preprocess:
 
     def decode(self, source: str | Path | BinaryIO, scaled: bool = True) -> Image.Image:
         """RGB, upright. scaled: let a large JPEG be decoded at a fraction of its size. Raises what Pillow raises."""
-        with Image.open(source) as image:
+        with Image.open(source, formats=_DECODERS) as image:
             if scaled:
                 image.draft("RGB", (2 * self.size, 2 * self.size))
             return _to_rgb(ImageOps.exif_transpose(image))
@@ -79,8 +82,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def find_images(path: str | Path) -> list[Path]:
-    """A file itself, or all image files under a folder, sorted by path."""
+    """A file itself, or all image files under a folder, sorted by path. Raises ImageError for a folder that cannot be
+    read."""
     path = Path(path)
     if path.is_file():
         return [path]
-    return sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+
+    def unreadable(error: OSError) -> None:
+        raise ImageError(f"{error.filename}: this folder cannot be read: {error.strerror}") from error
+
+    found = (Path(folder, name) for folder, _, names in os.walk(path, onerror=unreadable) for name in names)
+    return sorted(p for p in found if p.suffix.lower() in SUFFIXES and p.is_file())

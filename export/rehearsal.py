@@ -4,10 +4,12 @@ Standard library only: it is run by the bare Python. One request (JSON) on stdin
 written lies under one folder, the sandbox's only disk; nothing here judges, that is done outside.
 """
 
+import contextlib
 import json
 import os
 import resource
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -54,7 +56,8 @@ class Disk:
 
 
 def run(command: list[str], memory: int | None, timeout_s: float | None) -> dict[str, Any]:
-    """One process: its code (None: killed for time), seconds, peak memory and the end of what it said."""
+    """One process: its code (None: killed for time), seconds, peak memory and the end of what it said. What it started
+    and left behind is killed."""
 
     def limit() -> None:
         if memory:
@@ -69,15 +72,26 @@ def run(command: list[str], memory: int | None, timeout_s: float | None) -> dict
 
     began = time.perf_counter()
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=limit
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=limit,
+        start_new_session=True,
     )
+
+    def end() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
     listener = threading.Thread(target=listen, args=(process.stdout,))
-    timer = threading.Timer(timeout_s or threading.TIMEOUT_MAX, process.kill)
+    timer = threading.Timer(timeout_s or threading.TIMEOUT_MAX, end)
     listener.start()
     timer.start()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     timer.cancel()
+    end()
     listener.join(_LAST_WORDS_S)
     process.returncode = os.waitstatus_to_exitcode(status)
     late = timeout_s is not None and seconds >= timeout_s and process.returncode < 0

@@ -1,5 +1,6 @@
 """A stranger's archive, unpacked without trusting it: nothing outside the folder, no links, no devices, no bombs."""
 
+import gzip
 import tarfile
 import zlib
 from pathlib import Path
@@ -8,20 +9,38 @@ from export.errors import ExportError
 
 MAX_BYTES = 2**28
 _MAX_FILES = 10_000
+_BLOCK = 512
+_MAX_HEADERS_BYTES = 2**24
+_MAX_READ = 2**16
+"""tarfile reads a name or attributes that need more than a block whole; no file of a bundle has such long ones."""
 
 
 class BadArchive(ExportError):
     """It is damaged, or not to be unpacked."""
 
 
+class _Bounded(gzip.GzipFile):
+    """Headers cannot fill the memory: tarfile keeps them all, and trusts the sizes that they name."""
+
+    headers = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _MAX_READ:
+            raise BadArchive(f"{self.name}: a header of {size} bytes; a bundle's are far smaller")
+        self.headers += size * (size == _BLOCK)
+        if self.headers > _MAX_HEADERS_BYTES:
+            raise BadArchive(f"{self.name}: over {_MAX_HEADERS_BYTES / 1e6:.0f} MB of headers; a bundle has far fewer")
+        return super().read(size)
+
+
 def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> Path:
     """Into `folder`; the one top folder of the archive. Raises BadArchive.
 
     Python's data filter refuses absolute paths, `..`, links that leave the folder and devices; sizes are added up from
-    the headers before any byte is written.
+    the headers before any byte is written; headers are bounded too.
     """
     try:
-        with tarfile.open(archive, "r:gz") as packed:
+        with _Bounded(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as packed:
             total = 0
             for count, member in enumerate(packed):
                 total += member.size

@@ -10,10 +10,10 @@ from export.preprocess import find_images
 from export.quantize import calibration_images
 from latency.host import INT8_DOT, this_host
 from latency.records import model_files
+from pipeline.candidates import run_source
 from pipeline.checkpoint import load_checkpoint, restore
 from pipeline.config import Quantize
 from pipeline.errors import PipelineError
-from pipeline.race import run_source
 from pipeline.run import run_one
 from pipeline.ship import write_f32
 from pipeline.stages import Run

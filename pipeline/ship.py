@@ -19,11 +19,11 @@ from latency.gate import claim, gate
 from latency.host import INT8_DOT, this_host
 from models.build import profile
 from pipeline import FORMAT
+from pipeline.candidates import race_formats, run_source
 from pipeline.checkpoint import load_checkpoint, restore
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.learn import load_index
-from pipeline.race import race_formats, run_source
 from pipeline.score import score
 from pipeline.stages import Run, Stage
 

@@ -10,6 +10,7 @@ the manifest, and what the golden samples give with what was recorded.
 """
 
 import argparse
+import collections
 import contextlib
 import csv
 import hashlib
@@ -23,6 +24,7 @@ import numpy as np
 from preprocess import ImageError, Preprocess, find_images
 
 HERE = Path(__file__).resolve().parent
+NAMES = "surrogateescape"  # file names are bytes, which may not be UTF-8
 
 
 def load(manifest):
@@ -92,11 +94,13 @@ def write_json(out, rows):
     out.write("\n]\n" if before == ",\n" else "[]\n")
 
 
-def write_output(out, rows, evidence):
-    """The shape of the lineage's output.csv, which is JSON: label and seconds by file name."""
+def write_output(out, rows, evidence, images):
+    """The shape of the lineage's output.csv, which is JSON: label and seconds by file name, by path where several files
+    have that name."""
+    alone = collections.Counter(path.name for path in images)
     began, inference, seconds = time.monotonic(), {}, {}
     for path, label, _, _, took in rows:
-        name = path.name if path.name not in inference else str(path)
+        name = path.name if alone[path.name] == 1 else str(path)
         inference[name], seconds[name] = label, took
     runtime = {"all": time.monotonic() - began, "inference_only": sum(seconds.values())}
     profile = {"cuda": 0.0, "cpu": evidence["latency"]["p50_ms"] / 1e3}
@@ -131,7 +135,8 @@ def main():
     parser.add_argument("--output", metavar="FILE", help="write JSON in the shape of the lineage's output.csv")
     parser.add_argument("--check", action="store_true", help="verify files and golden samples")
     args = parser.parse_args()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if hasattr(signal, "SIGPIPE"):  # Windows has none
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
     if args.check:
         return check(manifest)
@@ -141,7 +146,10 @@ def main():
     missing = [p for p in args.paths if not Path(p).exists()]
     if missing or not args.paths:
         parser.error("no such file or folder: " + ", ".join(missing) if missing else "give at least one PATH")
-    images = [image for path in args.paths for image in find_images(path)]
+    try:
+        images = list(dict.fromkeys(image for path in args.paths for image in find_images(path)))
+    except ImageError as error:
+        parser.error(str(error))
     if not images:
         parser.error("no image found under " + ", ".join(args.paths))
 
@@ -156,14 +164,19 @@ def main():
     shape, file = wanted[0] if wanted else ("csv", "-")
     with contextlib.ExitStack() as stack:
         out = sys.stdout
-        if file != "-":
-            out = stack.enter_context(Path(file).open("w", newline="", encoding="utf-8"))
+        if file == "-":
+            out.reconfigure(errors=NAMES)
+        else:
+            try:
+                out = stack.enter_context(Path(file).open("w", newline="", encoding="utf-8", errors=NAMES))
+            except OSError as error:
+                parser.error(f"{file}: cannot be written: {error.strerror}")
         if shape == "csv":
             write_csv(out, rows)
         elif shape == "json":
             write_json(out, rows)
         else:
-            write_output(out, rows, manifest["evidence"])
+            write_output(out, rows, manifest["evidence"], images)
     print(f"{len(images) - unread} images labelled, {unread} skipped", file=sys.stderr)
     return 1 if unread else 0
 

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def predict(folder, *args, cwd=None):
     # -I: nothing but the bundle's own folder and the installed packages, so nothing of ours is importable by accident
     command = [sys.executable, "-P", str(folder / "predict.py"), *map(str, args)]
     env = {"PYTHONPATH": str(folder), "PATH": ""}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env)
+    return subprocess.run(command, capture_output=True, text=True, errors="surrogateescape", cwd=cwd, env=env)
 
 
 def test_the_manifest_names_every_file_with_its_hash(bundle):
@@ -145,6 +146,34 @@ def test_output_has_the_shape_of_the_lineage(bundle, photos, tmp_path):
     assert set(found["inference"]) == set(found["time"]["inference"]) == names
     assert set(found["inference"].values()) <= set("abcdef")
     assert 0 < found["time"]["runtime"]["inference_only"] < found["time"]["runtime"]["all"]
+
+
+def test_files_of_the_same_name_are_told_apart(bundle, photos, tmp_path):
+    paths = [tmp_path / name for name in ("a.jpg", "x/a.jpg", "x/b.jpg")]
+    for path, photo in zip(paths, photos.paths[:3], strict=True):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(photo.read_bytes())
+    done = predict(bundle[0], "x", "a.jpg", "x/a.jpg", "--output", "output.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads((tmp_path / "output.csv").read_text())["inference"]) == {"a.jpg", "x/a.jpg", "b.jpg"}
+    assert "3 images labelled" in done.stderr
+
+
+@pytest.mark.parametrize("options", [("--csv", "out"), ("--json", "out"), ("--output", "out"), ()])
+def test_a_name_that_is_not_utf8(bundle, photos, tmp_path, options):
+    path = tmp_path / os.fsdecode(b"caf\xe9.jpg")
+    path.write_bytes(photos.paths[0].read_bytes())
+    done = predict(bundle[0], tmp_path, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    if "--csv" in options:
+        assert b"caf\xe9.jpg" in (tmp_path / "out").read_bytes()
+
+
+def test_an_output_that_cannot_be_written(bundle, photos, tmp_path):
+    done = predict(bundle[0], photos.folder, "--csv", tmp_path / "nowhere" / "out.csv")
+    assert done.returncode == 2
+    assert "nowhere/out.csv: cannot be written: No such file or directory" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_one_shape_at_a_time(bundle, photos):

@@ -88,6 +88,7 @@ BROKEN = {
     "text": lambda path: path.write_text("no image"),
     "missing": lambda path: None,
     "a folder": lambda path: path.mkdir(),
+    "an EPS, which would start another program": lambda path: halves((20, 20)).save(path, "EPS"),
 }
 
 
@@ -116,3 +117,5 @@ def test_images_are_found_sorted_and_nothing_else(tmp_path):
         (tmp_path / name).write_bytes(b"")
     assert [p.name for p in find_images(tmp_path)] == ["a.png", "b.JPG", "e.webp"]
     assert find_images(tmp_path / "a.png") == [tmp_path / "a.png"]
+    with pytest.raises(ImageError, match="nowhere: this folder cannot be read"):
+        find_images(tmp_path / "nowhere")

@@ -1,5 +1,6 @@
 """Spoiled bundles that are refused by reading them: nothing of theirs is run."""
 
+import gzip
 import io
 import tarfile
 from pathlib import Path
@@ -77,6 +78,33 @@ def test_an_archive_that_unpacks_to_too_much(tmp_path):
         archive.addfile(member, _Zeros(member.size))
     assert path.stat().st_size < 2**25
     refused(path, "archive", "unpacks to more than")
+
+
+def header(kind, size, name="bundle/x"):
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def test_a_long_name_is_not_read_into_memory(tmp_path):
+    path = tmp_path / "bomb.tar.gz"
+    with gzip.open(path, "wb", compresslevel=1) as archive:
+        archive.write(header(tarfile.GNUTYPE_LONGNAME, 2**27))
+        archive.write(b"x" * 2**27)
+    refused(path, "archive", "a header of 134217728 bytes")
+
+
+def test_headers_without_end(tmp_path):
+    """A sparse file's map goes on from block to block, and all of it is kept."""
+    path = tmp_path / "bomb.tar.gz"
+    sparse = bytearray(header(tarfile.GNUTYPE_SPARSE, 512))
+    sparse[482] = 1  # the map goes on
+    sparse[148:156] = b"%06o\0 " % (sum(sparse[:148]) + 8 * ord(" ") + sum(sparse[156:]))
+    more = (b"00000000001\0" * 42).ljust(504, b"\0") + b"\1" + bytes(7)
+    with gzip.open(path, "wb", compresslevel=1) as archive:
+        archive.write(sparse)
+        archive.write(more * (2**25 // len(more)))
+    refused(path, "archive", "of headers")
 
 
 class _Zeros(io.RawIOBase):
