@@ -65,7 +65,7 @@ def _put(packed: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None
     """Content only: owners, modes and times of a stranger's are not taken over."""
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts:
-        raise BadArchive(f"{packed.name}: {member.name!r} reaches outside of its folder")
+        raise BadArchive(f"{member.name!r} in the archive reaches outside of its folder")
     if hasattr(tarfile, "data_filter"):
         tarfile.data_filter(member, str(folder))
     target = folder / name
