@@ -97,7 +97,7 @@ def write_json(out, rows):
 def write_output(out, rows, evidence, images):
     """The shape of the lineage's output.csv, which is JSON: label and seconds by file name, by path where several files
     have that name."""
-    alone = collections.Counter(path.name for path in images)
+    alone = collections.Counter(path.name for path in set(images))
     began, inference, seconds = time.monotonic(), {}, {}
     for path, label, _, _, took in rows:
         name = path.name if alone[path.name] == 1 else str(path)
@@ -147,7 +147,7 @@ def main():
     if missing or not args.paths:
         parser.error("no such file or folder: " + ", ".join(missing) if missing else "give at least one PATH")
     try:
-        images = list(dict.fromkeys(image for path in args.paths for image in find_images(path)))
+        images = [image for path in args.paths for image in find_images(path)]
     except ImageError as error:
         parser.error(str(error))
     if not images:
