@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models import torchvision_ops
+from models.pretrained import Stages
 
 torchvision_ops.ensure()
 
@@ -248,5 +249,6 @@ BUILDERS: dict[str, Callable[[Any, Any, Args], nn.Module]] = {
     "LCBlock": _lc,
     "GhostBottleneck": _ghost,
     "RepVGG": _rep_vgg,
+    "Timm": lambda cin, out, a: Stages(a["network"], a["until"]),
     "MobileOne": _mobile_one,
 }

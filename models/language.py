@@ -35,7 +35,7 @@ class Block:
     scaled: the `out` argument follows width_multiple.
     stride_on: which unit of a repeat carries the stride: "first", "last" or "every".
     out: how the number of output channels follows: "arg" (the `out` argument), "same" (as the input),
-        "fire" (expand1x1 + expand3x3) or "flat" (channels x height x width).
+        "fire" (expand1x1 + expand3x3), "flat" (channels x height x width) or "timm" (as the network has them).
     """
 
     args: tuple[Arg, ...]
@@ -101,6 +101,8 @@ BLOCKS: dict[str, Block] = {
     "GhostBottleneck": Block(
         (_K, Arg("expansion", "ratio"), _OUT, Arg("SE", "flag"), Arg("stride", "positive")), stride_on="first"
     ),
+    # The first stages of a network of timm: only as the first layer; it may come with its weights.
+    "Timm": Block((Arg("network", "name"), Arg("until", "name")), scaled=False, out="timm"),
     "RepVGG": Block((_OUT, Arg("stride", "positive"), _RELU), stride_on="first"),
     "MobileOne": Block((_OUT, _K, Arg("stride", "positive"), _RELU), stride_on="first"),
 }
@@ -123,6 +125,7 @@ KINDS: dict[str, tuple[Any, str]] = {
         "a number over 0, up to 64",
     ),
     "flag": (lambda v: isinstance(v, bool) or v in (0, 1), "0 or 1"),
+    "name": (lambda v: isinstance(v, str) and bool(v), "a name"),
     "activation": (
         lambda v: v is None or v in ACTIVATIONS,
         f"one of {', '.join(ACTIVATIONS)}, or null for none",

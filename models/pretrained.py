@@ -117,8 +117,14 @@ class Stages(nn.Module):
 def channels(name: str, until: str) -> int:
     """Of what leaves that stage. Raises SpecError for a network or stage that does not exist, or gives no feature
     map."""
-    with torch.device("meta"), torch.no_grad():
-        out = Stages(name, until).eval()(torch.empty(1, 3, _PROBE_SIZE, _PROBE_SIZE))
+    try:
+        with torch.device("meta"), torch.no_grad():
+            out = Stages(name, until).eval()(torch.empty(1, 3, _PROBE_SIZE, _PROBE_SIZE))
+    except (AssertionError, RuntimeError) as error:
+        raise SpecError(
+            f"backbone: {name} does not take an image of {_PROBE_SIZE} px: {_first_line(error)}; choose one that is "
+            "convolutional all the way"
+        ) from error
     if out.ndim != 4 or out.shape[2] != out.shape[3]:
         raise SpecError(
             f"until: {until!r} of {name} gives {tuple(out.shape[1:])}, expected (channels, height, width); cut it at "

@@ -22,7 +22,8 @@ makes it 2 where n modules before had stride 2. `Pass` leaves the module out. In
 classes.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,8 +74,16 @@ class SearchSpace:
     source: str
 
     @classmethod
-    def load(cls, name: str | Path, input_sizes: list[int] | None = None) -> "SearchSpace":
-        """A space that ships (cpu, lineage) or a YAML file; `input_sizes` replaces its own. Raises SpecError."""
+    def load(
+        cls,
+        name: str | Path,
+        input_sizes: Sequence[int] | None = None,
+        stages: Mapping[str, Sequence[str]] | None = None,
+    ) -> "SearchSpace":
+        """A space that ships (cpu, lineage, pretrained) or a YAML file. Raises SpecError.
+
+        input_sizes replaces its own; stages the `network` and `until` of a space that begins with a network of timm.
+        """
         file = find_yaml(name, SPACES, "search space")
         try:
             document = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -83,6 +92,11 @@ class SearchSpace:
         if input_sizes and isinstance(document, dict) and isinstance(document.get("hyper"), dict):
             document["hyper"]["input_size"] = list(input_sizes)
         _check(document, str(file))
+        for key, values in (stages or {}).items():
+            params = document["modules"][0]["params"] if document["modules"] else {}
+            if key not in params:
+                raise SpecError(f"student.{key}: the search space {name} does not begin with a network of timm")
+            params[key] = list(values)
         return cls(document, str(file))
 
     @property
@@ -92,6 +106,23 @@ class SearchSpace:
     @property
     def flat(self) -> bool:
         return bool(self.document["flat"])
+
+    @property
+    def networks(self) -> list[str]:
+        """The networks of timm that its own may begin with."""
+        begin = [m["params"].get("network", []) for m in self.document["modules"] if "Timm" in m["layers"]]
+        return [name for choice in begin for name in (_all_of(choice) or [])]
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """Every combination of its choices, as a trial's parameters. Raises SpecError for a range of floats."""
+        names: dict[str, list[Any]] = {}
+        for name, choice in _named_choices(self.document):
+            values = _all_of(choice)
+            if values is None:
+                raise SpecError(f"{self.source}: {name}: a range of floats has no end of values; list those to try")
+            if len(values) > 1:
+                names[name] = values
+        return [dict(zip(names, values, strict=True)) for values in itertools.product(*names.values())]
 
     def suggest(self, trial: Suggester, classes: int) -> Candidate:
         """Draw one candidate. Raises SpecError where the draw is no valid network."""
@@ -155,6 +186,24 @@ def _draw(trial: Suggester, name: str, choice: Any) -> Any:
     draw: Callable[..., Any] = trial.suggest_float if _has_float(choice) else trial.suggest_int
     extra = {k: choice[k] for k in ("step", "log") if k in choice}
     return draw(name, low, high, **extra)
+
+
+def _all_of(choice: Any) -> list[Any] | None:
+    if isinstance(choice, list):
+        return choice
+    if not isinstance(choice, dict):
+        return [choice]
+    if "choices" in choice:
+        return _all_of(choice["choices"])
+    return None if _has_float(choice) else list(range(choice["low"], choice["high"] + 1, choice.get("step", 1)))
+
+
+def _named_choices(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The choices under the names that a trial has for them."""
+    yield from document["hyper"].items()
+    yield from document["model"].items()
+    for module in [*document["modules"], document["head"] | {"name": "head"}]:
+        yield from ((f"{module['name']}/{k}", v) for k, v in module["params"].items())
 
 
 def _has_float(choice: dict[str, Any]) -> bool:

@@ -9,7 +9,16 @@ A document is
     backbone:            # [repeat, module, args]
     - [3, Conv, [48, 3, 1, null, 1, Hardswish]]
 
-or a larger document (`student.yaml`) that holds one under the key `model`. Resolving a spec applies the rules of
+or begins with the first stages of a network of timm, cut behind the one that `until` names:
+
+    INPUT_SIZE: [112, 112]
+    backbone: timm:tf_efficientnet_lite0
+    until: blocks.5
+    head:                # without it: GlobalAvgPool and a Linear
+    - [1, GlobalAvgPool, []]
+    - [1, Linear, [6]]
+
+or is a larger document (`student.yaml`) that holds one under the key `model`. Resolving a spec applies the rules of
 repeat, channels and stride and gives the units that will be built, one by one; the hash is taken of those, so two
 YAML texts that round to the same network have the same hash.
 """
@@ -35,7 +44,9 @@ from models.language import (
 )
 
 ZOO = Path(__file__).parent / "zoo"
-_KEYS = ("input_channel", "INPUT_SIZE", "depth_multiple", "width_multiple", "backbone")
+_KEYS = ("input_channel", "INPUT_SIZE", "depth_multiple", "width_multiple", "backbone", "until", "head")
+_TIMM = "timm:"
+_HEAD = [[1, "GlobalAvgPool", []], [1, "Linear", [1]]]
 
 
 @dataclass(frozen=True)
@@ -92,9 +103,11 @@ class ModelSpec:
         for key in document:
             if key not in _KEYS:
                 raise SpecError(f"{source}: unknown key {key!r}{nearest(key, _KEYS)}; known: {', '.join(_KEYS)}")
-        rows = document.get("backbone")
+        rows = _rows(document, source)
         if not isinstance(rows, list) or not rows:
-            raise SpecError(f"{source}: backbone: expected a list of [repeat, module, args], got {rows!r}")
+            raise SpecError(
+                f"{source}: backbone: expected a list of [repeat, module, args] or {_TIMM}NETWORK, got {rows!r}"
+            )
         spec = cls(
             backbone=tuple(_parse_layer(row, f"{source}: layer {i}") for i, row in enumerate(rows)),
             input_size=_parse_size(document.get("INPUT_SIZE"), source),
@@ -121,6 +134,12 @@ class ModelSpec:
         return tuple(units)
 
     @property
+    def network(self) -> str | None:
+        """The network of timm whose first stages it begins with."""
+        first = self.backbone[0]
+        return str(first.args[0]) if first.module == "Timm" else None
+
+    @property
     def classes(self) -> int | None:
         """Channels that leave the last layer."""
         return self.units[-1].out_channels
@@ -143,13 +162,16 @@ class ModelSpec:
 
     def document(self) -> dict[str, Any]:
         """The mapping that `parse` reads."""
-        return {
+        document: dict[str, Any] = {
             "input_channel": self.input_channel,
             "INPUT_SIZE": [self.input_size, self.input_size],
             "depth_multiple": self.depth_multiple,
             "width_multiple": self.width_multiple,
-            "backbone": [[layer.repeat, layer.module, list(layer.args)] for layer in self.backbone],
         }
+        rows = [[layer.repeat, layer.module, list(layer.args)] for layer in self.backbone]
+        if self.network is None:
+            return document | {"backbone": rows}
+        return document | {"backbone": _TIMM + self.network, "until": self.backbone[0].args[1], "head": rows[1:]}
 
     def _unit(self, index: int, layer: Layer, block: Block, in_channels: int | None, first: bool, last: bool) -> Unit:
         args = {a.name: a.default for a in block.args}
@@ -166,6 +188,12 @@ class ModelSpec:
             out = in_channels
         elif block.out == "flat":
             out = None
+        elif block.out == "timm":
+            if index or layer.repeat > 1 or in_channels != 3:
+                raise SpecError(f"{where}: expected once, as the first layer, behind an input_channel of 3")
+            from models.pretrained import channels  # the names of its stages are known to timm alone
+
+            out = channels(args["network"], args["until"])
         elif block.out == "fire":
             out = args["expand1x1"] + args["expand3x3"]
         else:
@@ -180,6 +208,22 @@ class ModelSpec:
         }
         _check_channels(layer.module, in_channels, out, args, where)
         return Unit(index, layer.module, in_channels, out, args)
+
+
+def _rows(document: dict[str, Any], source: str) -> Any:
+    """The rows of the backbone, those of `head` behind a network of timm."""
+    backbone = document.get("backbone")
+    if isinstance(backbone, str) and backbone.startswith(_TIMM):
+        head = document.get("head", _HEAD)
+        if not isinstance(head, list) or not head:
+            raise SpecError(f"{source}: head: expected a list of [repeat, module, args], got {head!r}")
+        if "until" not in document:
+            raise SpecError(f"{source}: until: missing; the stage of {backbone} that is the last to be taken")
+        return [[1, "Timm", [backbone.removeprefix(_TIMM), document["until"]]], *head]
+    for key in ("until", "head"):
+        if key in document:
+            raise SpecError(f"{source}: {key}: only beside `backbone: {_TIMM}NETWORK`")
+    return backbone
 
 
 def find_yaml(name: str | Path, folder: Path, what: str) -> Path:

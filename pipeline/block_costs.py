@@ -60,7 +60,7 @@ def block_costs(
     """{"channels", "size", "forms", "rows": [{"block", "params", "macs", FORM: ms, ...}], "host"}. Raises SpecError for
     channels that a block does not allow, LatencyError."""
     host = machine.host()
-    wanted = forms(("onnxruntime", "openvino"), ("f32", "bf16"), host, quantized=False)
+    wanted = forms(("onnxruntime", "openvino"), ("f32", "bf16"), host)
     rows: list[dict[str, Any]] = []
     blocks = variants(channels)
     with machine.lock(), Worker(machine) as worker, tempfile.TemporaryDirectory() as folder:

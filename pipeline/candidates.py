@@ -19,8 +19,8 @@ from latency.measure import measure
 from latency.records import Measurement
 from latency.sampling import Plan
 from pipeline.checkpoint import load_checkpoint
+from pipeline.find import load_index
 from pipeline.images import decoded
-from pipeline.learn import load_index
 from pipeline.stages import Run
 
 _PROCESSES = 3

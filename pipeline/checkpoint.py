@@ -10,17 +10,24 @@ from torch import nn
 from export.artifact import ModelCard
 from export.preprocess import Preprocess
 from models.build import build
+from models.pretrained import Normalisation, normalisation
 from models.spec import ModelSpec
 from pipeline.errors import PipelineError
 from pipeline.train import State, read_tensors
 
-PIXEL_MEAN = PIXEL_STD = (127.5, 127.5, 127.5)
-"""Normalisation of students built from the model language: -1 to 1."""
+_PIXELS = Normalisation((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
+"""-1 to 1"""
+
+
+def pixels(spec: ModelSpec) -> Normalisation:
+    """What a student is fed: as the network of timm that it begins with was, else -1 to 1."""
+    return normalisation(spec.network) if spec.network else _PIXELS
 
 
 def student_card(spec: ModelSpec, classes: tuple[str, ...], fit: str) -> ModelCard:
     """The card of a student at its spec's input size. fit: see Preprocess."""
-    return ModelCard(classes, spec.input_size, Preprocess(spec.input_size, fit), PIXEL_MEAN, PIXEL_STD, spec.hash)
+    norm = pixels(spec)
+    return ModelCard(classes, spec.input_size, Preprocess(spec.input_size, fit), norm.mean, norm.std, spec.hash)
 
 
 def save_student(path: Path, state: State, spec: ModelSpec, card: ModelCard) -> None:

@@ -162,6 +162,19 @@ _stage_command(
 )
 
 
+@app.command("train")
+@guarded
+def train_command(
+    config: ConfigOption = None, overrides: SetOption = None, run_dir: RunDirOption = None, as_json: JsonOption = False
+) -> int:
+    """Train the student without a teacher: distill with distill.weight=0, which the run folder then keeps.
+
+    Example: edgebuild train -c build.yaml --set student.model=cpu_small --set distill.epochs=1000
+    """
+    _run_stage("distill", config, [*(overrides or []), "distill.weight=0"], run_dir, as_json)
+    return 0
+
+
 @app.command("export")
 @guarded
 def export_command(

@@ -17,6 +17,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Runtime = Literal["onnxruntime", "openvino"]
 Precision = Literal["f32", "bf16", "int8"]
+Form = Literal["onnxruntime-f32", "onnxruntime-int8", "openvino-f32", "openvino-bf16", "openvino-int8"]
+Balance = Literal["inverse", "effective", "logits", "sampling", "none"]
+Size = Annotated[int, Field(ge=16, le=2048)]
 
 
 class Section(BaseModel):
@@ -28,6 +31,9 @@ class Data(Section):
     root: str
     """An ImageFolder tree (train/, val/, optionally test/; or one tree of classes), or `demo` for the drawn set."""
     fit: Literal["squash", "pad", "crop"] = "squash"
+    balance: Balance = "inverse"
+    """How rare classes are helped: inverse or effective (weights in the cross-entropy), logits (logit adjustment),
+    sampling (drawn more often), none."""
 
 
 class Latency(Section):
@@ -58,9 +64,30 @@ class Submission(Section):
     score: Score | None = None
 
 
+class Student(Section):
+    model: str | None = None
+    """An architecture to train as it is, instead of a search: a YAML file, or one that ships."""
+    optimizer: str = "adamw"
+    learning_rate: Positive = 3e-3
+    batch: Count = 32
+    n_select: Annotated[int, Field(ge=0)] = 0
+    """How `model` is trained; a search has its own."""
+    network: str | None = None
+    """For a space whose networks begin with one of timm's: replaces the space's."""
+    until: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Stages behind which it may be cut; replaces the space's list."""
+    weights: str = "hub"
+    """Of that network: hub, none, or the path of a .safetensors file."""
+
+
 class Search(Section):
     space: str = "cpu"
-    input_sizes: tuple[Annotated[int, Field(ge=16, le=2048)], ...] | None = None
+    sampler: Literal["tpe", "sweep"] = "tpe"
+    """sweep: all combinations are measured, then those that keep the limit are trained, the slowest first."""
+    measure: Annotated[tuple[Form, ...], Field(min_length=1)] | None = None
+    """Forms to time a candidate in, the fastest counts; null: all of latency.runtimes and latency.precisions but INT8,
+    which takes seconds to make."""
+    input_sizes: tuple[Size, ...] | None = None
     """Replaces the space's own list."""
     trials: Count = 20
     """Candidates to train; those over the limit are rejected untrained and do not count."""
@@ -82,15 +109,43 @@ class Select(Section):
     """Overrules the rule by a trial's number."""
 
 
+class Augmentation(Section):
+    least_area: Annotated[float, Field(gt=0, le=1)] = 0.35
+    """Of a random crop, as a share of the image."""
+    n_select: Annotated[int, Field(ge=0)] = 0
+    """Operations of RandAugment on each image."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of the Beta distribution of shares; 0: none."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Tune(Section):
+    """What a further trial of the teacher may have, beside the values of `teacher` itself."""
+
+    learning_rate: tuple[Positive, Positive] = (1e-4, 3e-3)
+    """From, to; drawn by its logarithm."""
+    epochs: tuple[Count, ...] = ()
+    input_size: tuple[Size, ...] = ()
+    batch: tuple[Count, ...] = ()
+    n_select: tuple[Annotated[int, Field(ge=0)], ...] = (0, 2)
+    mixup: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 0.2)
+
+
 class Teacher(Section):
     name: str = "efficientnet_b0"
     weights: str = "hub"
     """hub, none, or the path of a .safetensors file."""
     epochs: Count = 8
-    input_size: Annotated[int, Field(ge=16, le=2048)] | None = None
+    input_size: Size | None = None
     """null: the student's."""
     learning_rate: Positive = 1e-3
     batch: Count = 32
+    patience: Count = 3
+    """Epochs without a better F1 before it stops."""
+    augment: Augmentation = Augmentation()
+    trials: Count = 1
+    """Trainings with different hyper-parameters, of which the best is kept; the first has those given here."""
+    tune: Tune = Tune()
 
 
 class Distill(Section):
@@ -98,8 +153,11 @@ class Distill(Section):
     temperature: Positive = 3.0
     weight: Share = 0.7
     """Share of the distillation loss; the rest is class-weighted cross-entropy."""
-    views: Count = 8
-    """Random crops stored of each image, for which the teacher is asked once."""
+    views: Count | None = 8
+    """Random views stored of each image, for which the teacher is asked once; null: new ones in each epoch, for which
+    it is asked each time."""
+    augment: Augmentation = Augmentation()
+    """n_select is the trial's."""
 
 
 class Quantize(Section):
@@ -126,6 +184,7 @@ class BuildConfig(Section):
     data: Data
     latency: Latency
     submission: Submission = Submission()
+    student: Student = Student()
     search: Search = Search()
     select: Select = Select()
     teacher: Teacher = Teacher()

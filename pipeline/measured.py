@@ -6,10 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from export.artifact import ModelCard
+from export.formats import FORMATS, Source
 from export.onnx_export import export_onnx
 from latency.bounds import ALPHA, percentile, quantile_bounds
-from latency.host import Host
+from latency.host import INT8_DOT, Host
 from latency.machine import CONTROL, LOCAL, Machine
 from latency.measure import WarmTimer
 from latency.records import ProcessRun, Subject
@@ -22,6 +25,8 @@ from pipeline.files import write_json
 
 _PLAN = Plan(samples=150, seconds=0.4, warmup_seconds=0.3)
 _CONTROL_PLAN = Plan(samples=400, seconds=1.0)
+_NOISE = 2
+"""Images that INT8 is calibrated on, for its time only."""
 _HOPELESS = 2.0
 """A candidate whose first ten inferences are all over this many limits is timed no further."""
 
@@ -51,22 +56,36 @@ class Timing:
     effective_precision: str
 
 
-def forms(runtimes: tuple[str, ...], precisions: tuple[str, ...], host: Host, quantized: bool) -> list[Form]:
-    """The forms that the config asks for and this host can run; `quantized`: with INT8, which needs calibration."""
-    found = [
+def forms(
+    runtimes: tuple[str, ...], precisions: tuple[str, ...], host: Host, asked: tuple[str, ...] | None = None
+) -> list[Form]:
+    """The forms that can ship and that this host can run; of these the ones asked for (`search.measure`), or all but
+    INT8. Raises PipelineError where none is left."""
+    able = [
         Form(runtime, precision)
         for runtime in runtimes
         for precision in precisions
-        if (precision != "bf16" or (runtime == "openvino" and host.has_bf16)) and (precision != "int8" or quantized)
+        if precision != "bf16" or (runtime == "openvino" and host.has_bf16)
     ]
-    if not found and not quantized:  # INT8 alone was asked for: its f32 form is what the search can time
-        found = [Form(runtime, "f32") for runtime in runtimes]
+    found = [f for f in able if (str(f) in asked if asked else f.precision != "int8")]
+    if not found and not asked:  # INT8 alone may ship: its f32 form is quick to make, and is what the search times
+        found = [Form(runtime, "f32") for runtime in runtimes if any(f.runtime == runtime for f in able)]
     if not found:
+        key, value = ("search.measure", asked) if asked else ("latency.precisions", precisions)
         raise PipelineError(
-            f"latency.precisions: {', '.join(precisions)}: none of them runs on this CPU with "
-            f"{', '.join(runtimes)}; add f32"
+            f"{key}: {', '.join(value)}: none of them runs on this CPU and is among latency.runtimes and "
+            "latency.precisions; add an f32 form"
         )
     return found
+
+
+def quantized(file: Path, card: ModelCard, form: Form, host: Host) -> Path:
+    """An INT8 file beside the ONNX one, calibrated on noise: as fast as the one that will ship, of no other use."""
+    noise = np.random.default_rng(0).integers(0, 256, (_NOISE, card.input_size, card.input_size, 3), dtype=np.uint8)
+    name = "openvino-int8-fast" if form.runtime == "openvino" else "onnx-int8"
+    path = file.with_name(FORMATS[name].file)
+    FORMATS[name].write(Source(file, card, noise, not host.has_any(INT8_DOT)), path, ())
+    return path
 
 
 class CandidateTimer:
@@ -99,8 +118,9 @@ class CandidateTimer:
                 if run is None:
                     if not file.is_file():
                         export_onnx(build(spec, seed), card, file)
+                    path = quantized(file, card, form, self._host) if form.precision == "int8" else file
                     measured = self._timer.time(
-                        Subject.of(file, form.runtime, form.precision, self._threads), self._plan
+                        Subject.of(path, form.runtime, form.precision, self._threads), self._plan
                     )
                     write_json(record, measured.as_dict())
                     run = measured.runs[0]

@@ -28,7 +28,7 @@ from pipeline.candidates import (
 )
 from pipeline.checkpoint import load_checkpoint, restore
 from pipeline.files import write_json
-from pipeline.learn import load_index
+from pipeline.find import load_index
 from pipeline.stages import Run, Stage
 
 _ALIKE = 1.03

@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from pipeline import FORMAT, learn, race, ship
+from pipeline import FORMAT, distill, find, race, ship, teach
 from pipeline.errors import NoCandidate, PipelineError
 from pipeline.files import write_json
 from pipeline.stages import Done, Run, Stage, current, perform
 
 STAGES: tuple[Stage, ...] = (
-    learn.DATA,
-    learn.SEARCH,
-    learn.SELECT,
-    learn.TEACH,
-    learn.DISTILL,
+    find.DATA,
+    find.SEARCH,
+    find.SELECT,
+    teach.TEACH,
+    distill.DISTILL,
     ship.EXPORT,
     ship.QUANTIZE,
     race.VERIFY,
@@ -22,12 +22,27 @@ STAGES: tuple[Stage, ...] = (
 )
 
 
+_FIRST: dict[str, tuple[Stage, ...]] = {"search": (find.DATA,)}
+_FIRST_OF_NAMED = {
+    "select": (find.DATA,),
+    "teach": (find.DATA, find.SELECT),
+    "distill": (find.DATA, find.SELECT),
+}
+"""What takes seconds is part of a user's first step: the data, and the choice of an architecture that is named."""
+_UNWANTED = {
+    "search": "the config names an architecture (student.model), so there is nothing to search",
+    "teach": "the config asks for no teacher (distill.weight is 0)",
+}
+
+
 def run_all(run: Run) -> dict[str, Any]:
     """Every stage that is not current, in order, until a verdict; what result.json holds."""
-    learn.check_before(run)
+    teach.check_before(run)
     done: list[Done] = []
     reasons: list[str] = []
     for stage in STAGES:
+        if not stage.wanted(run.config):
+            continue
         try:
             done.append(perform(stage, run))
         except NoCandidate as error:
@@ -45,9 +60,13 @@ def run_one(name: str, run: Run) -> Done:
     """One stage alone. Raises PipelineError naming the stage that must come first."""
     by_name = {s.name: s for s in STAGES}
     stage = by_name[name]
-    if stage is learn.SEARCH:  # the data is part of the first step that a user takes
-        perform(learn.DATA, run)
+    if not stage.wanted(run.config):
+        raise PipelineError(f"{name}: {_UNWANTED[name]}")
+    for first in (_FIRST_OF_NAMED if run.config.student.model else _FIRST).get(name, ()):
+        perform(first, run)
     for need in stage.needs:
+        if not by_name[need].wanted(run.config):
+            continue
         if run.manifest(need) is None:
             raise PipelineError(
                 f"{name}: needs the stage {need} first: `edgebuild {_command(need)} --run-dir {run.folder}`"
@@ -66,7 +85,7 @@ def _command(stage: str) -> str:
 
 def _result(run: Run, done: list[Done], reasons: list[str]) -> dict[str, Any]:
     finished = {d.name: d.summary for d in done}
-    search = finished["search"]
+    search = finished.get("search", {})
     result: dict[str, Any] = {
         "format": FORMAT,
         "verdict": "fail",
@@ -75,7 +94,7 @@ def _result(run: Run, done: list[Done], reasons: list[str]) -> dict[str, Any]:
         "latency": None,
         "quality": None,
         "submission": None,
-        "search": {k: search[k] for k in ("asked", "rejected_untrained", "trained", "over_limit_trained")},
+        "search": {k: search.get(k, 0) for k in ("asked", "rejected_untrained", "trained", "over_limit_trained")},
         "stages": [{"name": d.name, "seconds": d.seconds, "skipped": d.skipped} for d in done],
         "host": run.host.as_dict(),
         "bundle": finished.get("bundle"),

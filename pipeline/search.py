@@ -18,20 +18,24 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.trial import TrialState
+from torch import nn
 
 from latency.errors import LatencyError
 from latency.machine import Machine
-from models.build import build, profile
+from models.build import profile
 from models.language import SpecError, canonical_hash
 from models.space import Candidate, SearchSpace
+from models.spec import ModelSpec
 from pipeline.checkpoint import student_card
 from pipeline.config import BuildConfig
 from pipeline.data import Index
 from pipeline.errors import EnvironmentProblem, PipelineError
 from pipeline.files import write_json
+from pipeline.inputs import Arrays
 from pipeline.measured import CandidateTimer, forms
 from pipeline.stages import Say
-from pipeline.train import Arrays, Recipe, fit
+from pipeline.train import Recipe, fit
+from pipeline.views import Augment
 
 _CONSTRAINT = "latency_over_limit_ms"
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -40,11 +44,14 @@ _REAPED = "reaped"
 
 @dataclass(frozen=True)
 class Search:
-    """What a search stands on. arrays_for: input size -> images; folder: where studies and records live."""
+    """What a search stands on. arrays_for: images as that network takes them; begin: it with the weights that training
+    begins with; weights: their identity; folder: where studies and records live."""
 
     config: BuildConfig
     index: Index
-    arrays_for: Callable[[int], Arrays]
+    arrays_for: Callable[[ModelSpec], Arrays]
+    begin: Callable[[ModelSpec], nn.Module]
+    weights: str
     folder: Path
     machine: Machine
     worker: str
@@ -52,8 +59,7 @@ class Search:
 
     @property
     def space(self) -> SearchSpace:
-        sizes = self.config.search.input_sizes
-        return SearchSpace.load(self.config.search.space, list(sizes) if sizes else None)
+        return search_space(self.config)
 
     @property
     def training(self) -> dict[str, Any]:
@@ -65,6 +71,8 @@ class Search:
             "epochs": c.search.epochs,
             "subset": c.search.subset,
             "seed": c.seed,
+            "balance": c.data.balance,
+            **({"weights": self.weights} if self.space.networks else {}),
         }
 
     @property
@@ -78,9 +86,21 @@ class Search:
             latency.runtimes,
             latency.precisions,
             latency.threads,
+            self.config.search.measure,
             self.machine.host().key,
         ]
         return "edgebuild-" + canonical_hash(what)
+
+
+def search_space(config: BuildConfig) -> SearchSpace:
+    stages = {"network": config.student.network and [config.student.network], "until": config.student.until}
+    return SearchSpace.load(config.search.space, config.search.input_sizes, {k: v for k, v in stages.items() if v})
+
+
+def candidate_timer(config: BuildConfig, folder: Path, machine: Machine) -> CandidateTimer:
+    latency = config.latency
+    wanted = forms(latency.runtimes, latency.precisions, machine.host(), config.search.measure)
+    return CandidateTimer(folder, wanted, latency.threads, latency.limit_ms, machine)
 
 
 def run_search(search: Search) -> dict[str, Any]:
@@ -89,14 +109,9 @@ def run_search(search: Search) -> dict[str, Any]:
     study = _open_study(search)
     _reap(study, search.worker)
     _carry_over(study, search)
-    timer = CandidateTimer(
-        search.folder / "measurements",
-        forms(config.latency.runtimes, config.latency.precisions, search.machine.host(), quantized=False),
-        config.latency.threads,
-        config.latency.limit_ms,
-        search.machine,
-    )
-    with timer:
+    with candidate_timer(config, search.folder / "measurements", search.machine) as timer:
+        if config.search.sampler == "sweep":
+            _plan_sweep(study, search, space, timer)
         while (reason := _budget_used(study, config)) is None:
             # A sampler of its own for each trial: seeded alike whether the study was interrupted before or not.
             number = sum(_REAPED not in t.user_attrs for t in study.trials)
@@ -110,6 +125,22 @@ def run_search(search: Search) -> dict[str, Any]:
     return summary(study, config)
 
 
+def _plan_sweep(study: optuna.Study, search: Search, space: SearchSpace, timer: CandidateTimer) -> None:
+    """Every combination is measured and put in line: those over the limit, which cost nothing more, then the slowest of
+    the others first, for more time mostly buys more F1."""
+    if study.trials:
+        return
+    everything = space.combinations()
+    search.say(f"search: {len(everything)} combinations, each is measured first")
+    measured: list[tuple[float, dict[str, Any]]] = []
+    for params in everything:
+        candidate = space.suggest(optuna.trial.FixedTrial(params), len(search.index.classes))
+        card = student_card(candidate.spec, search.index.classes, search.config.data.fit)
+        measured.append((timer.time(candidate.spec, card, search.config.seed)[0].p90_lower_ms, params))
+    for _, params in sorted(measured, key=lambda m: -m[0]):
+        study.enqueue_trial(params)
+
+
 def summary(study: optuna.Study, config: BuildConfig) -> dict[str, Any]:
     """Counts, and a row for each trial that was measured."""
     done = [t for t in study.trials if t.state in _DONE]
@@ -117,7 +148,7 @@ def summary(study: optuna.Study, config: BuildConfig) -> dict[str, Any]:
     rows = [{"trial": t.number, "state": t.state.name.lower(), **t.user_attrs} for t in done]
     return {
         "study": study.study_name,
-        "asked": sum(_REAPED not in t.user_attrs for t in study.trials),
+        "asked": sum(_REAPED not in t.user_attrs and t.state != TrialState.WAITING for t in study.trials),
         "rejected_untrained": sum(t.state == TrialState.PRUNED for t in done),
         "trained": len({t.user_attrs["training"] for t in trained}),
         "over_limit_trained": sum(t.user_attrs[_CONSTRAINT] > 0 for t in trained),
@@ -180,10 +211,19 @@ def _trained(candidate: Candidate, search: Search, params: dict[str, Any]) -> tu
     if record.is_file():
         return key, json.loads(record.read_text())["f1_macro"]
     config, hyper = search.config, candidate.hyper
-    arrays = _subset(search.arrays_for(candidate.spec.input_size), config.search.subset, config.seed)
-    recipe = Recipe(config.search.epochs, hyper.optimizer, hyper.learning_rate, hyper.batch, hyper.n_select)
-    model = build(candidate.spec, config.seed)
-    result = fit(model, arrays, recipe, config.seed, len(search.index.classes))
+    arrays = _subset(search.arrays_for(candidate.spec), config.search.subset, config.seed)
+    augment = Augment(n_select=hyper.n_select)
+    recipe = Recipe(
+        config.search.epochs,
+        hyper.optimizer,
+        hyper.learning_rate,
+        hyper.batch,
+        augment,
+        balance=config.data.balance,
+        probe=candidate.spec.network is not None and config.student.weights != "none",
+        ema=candidate.spec.network is not None,
+    )
+    result = fit(search.begin(candidate.spec), arrays, recipe, config.seed, len(search.index.classes))
     record.parent.mkdir(exist_ok=True)
     write_json(
         record,
@@ -221,6 +261,8 @@ def _budget_used(study: optuna.Study, config: BuildConfig) -> str | None:
     spent = sum((t.duration or timedelta() for t in trials), timedelta())
     if len(trained) >= config.search.trials:
         return f"{len(trained)} candidates trained (search.trials)"
+    if config.search.sampler == "sweep" and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        return f"all {len(trials)} combinations tried (search.sampler)"
     if len(trials) >= config.search.max_asked:
         return f"{len(trials)} candidates asked for (search.max_asked)"
     if spent >= timedelta(minutes=config.search.max_minutes):

@@ -23,7 +23,7 @@ from pipeline.candidates import race_formats, run_source
 from pipeline.checkpoint import load_checkpoint, restore
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
-from pipeline.learn import load_index
+from pipeline.find import load_index
 from pipeline.score import score
 from pipeline.stages import Run, Stage
 

@@ -93,7 +93,7 @@ class Stage:
     """inputs: all that it depends on, as JSON. work: fills the folder given, returns what `--json` prints.
 
     final: whether the outcome stands; an inconclusive verdict is asked for again by the next run. resumes: goes on with
-    its own half-done work; any other begins in an empty folder.
+    its own half-done work; any other begins in an empty folder. wanted: whether a config asks for it at all.
     """
 
     name: str
@@ -102,6 +102,7 @@ class Stage:
     work: Callable[[Run, Path], dict[str, Any]]
     final: Callable[[dict[str, Any]], bool] = lambda summary: True
     resumes: bool = False
+    wanted: Callable[[BuildConfig], bool] = lambda config: True
 
 
 @dataclass(frozen=True)

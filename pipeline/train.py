@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from export.parity import scores
 from latency.lock import timing_lock
 from models import torchvision_ops
 from pipeline.files import write_json
-from pipeline.images import RandAugment, Views, crop
+from pipeline.inputs import Arrays, autocast, normalise, pick_device, predict
+from pipeline.losses import Balance, CrossEntropy, epoch_order
+from pipeline.probe import make_ready
+from pipeline.views import Augment, View
 
 torchvision_ops.ensure()
 
@@ -29,43 +33,35 @@ from timm.optim import create_optimizer_v2  # noqa: E402
 from timm.scheduler import create_scheduler_v2  # noqa: E402
 from timm.utils import ModelEmaV3  # noqa: E402
 
+_STATE = "state.json"
 State = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor, np.ndarray, int], Tensor]
-"""(logits, labels, indices of the images, view) -> scalar"""
+"""(logits, targets (n, classes), indices of the images, view) -> scalar"""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. optimizer: a name of timm's. patience: epochs without a better F1 before it stops, None for never.
-    views: how many sets of crops are drawn; epoch e uses set e modulo views; None: a new set each epoch."""
+    """How to train.
+
+    optimizer: a name of timm's. probe: begin with a classifier fitted to the features, for a network that has learnt
+    before. reduced: in bf16 where the device has it. patience: epochs without a better F1 before it stops, None for
+    never. views: how many sets of crops are drawn; epoch e uses set e modulo views; None: a new set each epoch.
+    """
 
     epochs: int
     optimizer: str
     learning_rate: float
     batch: int
-    n_select: int = 0
+    augment: Augment = field(default_factory=Augment)
     weight_decay: float = 0.02
     warmup_epochs: int = 1
-    least_area: float = 0.35
+    smoothing: float = 0.1
+    balance: Balance = "inverse"
+    probe: bool = False
     ema: bool = False
+    reduced: bool = False
     patience: int | None = None
     views: int | None = None
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """train: uint8 (n, s, s, 3), larger than the input; val: at the input size, by the shipped Preprocess."""
-
-    train: np.ndarray
-    train_labels: np.ndarray
-    val: np.ndarray
-    val_labels: np.ndarray
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def input_size(self) -> int:
-        return int(self.val.shape[1])
 
 
 @dataclass(frozen=True)
@@ -90,39 +86,6 @@ class Fit:
         return {"best": asdict(self.best), "history": [asdict(e) for e in self.history]}
 
 
-def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def class_weights(labels: np.ndarray, classes: int) -> Tensor:
-    """Inverse frequency, 1 on average over the images: n / (classes * count)."""
-    counts = np.bincount(labels, minlength=classes)
-    return torch.tensor(len(labels) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
-
-
-def weighted_cross_entropy(labels: np.ndarray, classes: int, smoothing: float = 0.1) -> nn.CrossEntropyLoss:
-    return nn.CrossEntropyLoss(class_weights(labels, classes), label_smoothing=smoothing)
-
-
-def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """x: (n, 3, h, w), 0..255"""
-    shape = (1, 3, 1, 1)
-    return (x - torch.tensor(mean, device=x.device).view(shape)) / torch.tensor(std, device=x.device).view(shape)
-
-
-@torch.no_grad()
-def predict(model: nn.Module, images: np.ndarray, arrays: Arrays, batch: int = 64) -> np.ndarray:
-    """float32 logits (n, classes) for uint8 images (n, size, size, 3) at the input size."""
-    model.eval()
-    device = next(model.parameters()).device
-    outputs = []
-    for start in range(0, len(images), batch):
-        x = torch.from_numpy(images[start : start + batch].copy()).to(device)
-        x = x.permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last)
-        outputs.append(model(normalise(x, arrays.mean, arrays.std)).float().cpu())
-    return torch.cat(outputs).numpy()
-
-
 def fit(
     model: nn.Module,
     arrays: Arrays,
@@ -136,11 +99,16 @@ def fit(
     """Train; `checkpoints` is a folder from which a killed run goes on. The default loss is class-weighted CE."""
     device = pick_device()
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    cross_entropy = weighted_cross_entropy(arrays.train_labels, classes).to(device)
-    plain = weighted_cross_entropy(arrays.train_labels, classes, smoothing=0.0)
-    loss = loss or (lambda logits, labels, indices, view: cross_entropy(logits, labels))
+    cross_entropy = CrossEntropy(arrays.train_labels, classes, recipe.balance, recipe.smoothing).to(device)
+    loss = loss or (lambda logits, targets, indices, view: cross_entropy(logits, targets))
+    saved_before = checkpoints is not None and (checkpoints / _STATE).is_file()
+    if recipe.probe and not saved_before:
+        make_ready(model, arrays, recipe.balance in ("inverse", "effective", "sampling"))
     optimizer = create_optimizer_v2(
-        model, opt=recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        model,
+        opt=recipe.optimizer,
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
     )
     steps = max(1, len(arrays.train) // recipe.batch)
     scheduler, _ = create_scheduler_v2(
@@ -155,7 +123,6 @@ def fit(
         warmup_prefix=False,
     )
     ema = ModelEmaV3(model, decay=0.99, use_warmup=True) if recipe.ema else None
-    augment = RandAugment(recipe.n_select)
     saved = _Checkpoints(checkpoints, model, ema, optimizer) if checkpoints else None
     history, best, best_state = saved.restore() if saved else ([], None, {})
     scheduler.step_update(len(history) * steps)
@@ -164,17 +131,18 @@ def fit(
             break
         torch.manual_seed(seed * 1_000_003 + epoch)
         view = epoch % recipe.views if recipe.views else epoch
-        boxes = torch.from_numpy(Views.draw(len(arrays.train), (seed, view), recipe.least_area).boxes)
-        order = np.random.default_rng([seed, epoch, 7]).permutation(len(arrays.train))
+        seen = View.draw(len(arrays.train), (seed, view), recipe.augment)
+        order = epoch_order(arrays.train_labels, recipe.balance, np.random.default_rng([seed, epoch, 7]))
         began, total = time.perf_counter(), 0.0
         model.train()
         with timing_lock(shared=True):
             for step in range(steps):
                 indices = np.sort(order[step * recipe.batch : (step + 1) * recipe.batch])
-                images = augment(arrays.train[indices], seed=seed * 7919 + epoch * steps + step)
-                x = crop(torch.from_numpy(images).to(device), boxes[indices].to(device), arrays.input_size)
-                labels = torch.from_numpy(arrays.train_labels[indices]).to(device)
-                value = loss(model(normalise(x, arrays.mean, arrays.std)), labels, indices, view)
+                x = seen.show(arrays.train, indices, arrays.input_size, device)
+                targets = seen.targets(arrays.train_labels, indices, classes).to(device)
+                with autocast(device, recipe.reduced):
+                    logits = model(normalise(x, arrays.mean, arrays.std)).float()
+                value = loss(logits, targets, indices, view)
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -188,12 +156,12 @@ def fit(
                     break
             took = time.perf_counter() - began
             judged = ema.module if ema else model
-            logits = predict(judged, arrays.val, arrays) if math.isfinite(total) else None
-        if logits is None or not np.isfinite(logits).all():
+            found = predict(judged, arrays.val, arrays) if math.isfinite(total) else None
+        if found is None or not np.isfinite(found).all():
             history.append(Epoch(epoch, float("nan"), float("nan"), 0.0, 0.0, 0.0))
             break  # diverged: the best epoch before it stands
-        f1, accuracy = scores(logits, arrays.val_labels)
-        val_loss = plain(torch.from_numpy(logits), torch.from_numpy(arrays.val_labels)).item()
+        f1, accuracy = scores(found, arrays.val_labels)
+        val_loss = functional.cross_entropy(torch.from_numpy(found), torch.from_numpy(arrays.val_labels)).item()
         history.append(Epoch(epoch, total / steps, val_loss, f1, accuracy, steps * recipe.batch / took))
         better = best is None or f1 > best.f1_macro
         if better:
@@ -213,7 +181,7 @@ class _Checkpoints:
 
     def __init__(self, folder: Path, model: nn.Module, ema: Any, optimizer: torch.optim.Optimizer) -> None:
         self._folder, self._model, self._ema, self._optimizer = folder, model, ema, optimizer
-        self._state = folder / "state.json"
+        self._state = folder / _STATE
 
     def save(self, history: list[Epoch], best: Epoch | None, best_state: State | None) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

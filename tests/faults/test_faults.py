@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from models import torchvision_ops
 from models.language import SpecError
-from models.teacher import build_teacher
+from models.pretrained import network, normalisation
 from tests.conftest import ROOT
 
 torchvision_ops.ensure()
@@ -46,20 +46,22 @@ def test_weights_of_another_network_name_the_keys(tmp_path):
 
     save_file(timm.create_model("lcnet_050").state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(SpecError, match=r"does not fit mobilenetv3_small_050: \d+ keys missing \(.*unexpected"):
-        build_teacher("mobilenetv3_small_050", str(tmp_path / "other.safetensors"), 3)
+        network("mobilenetv3_small_050", str(tmp_path / "other.safetensors"), 3, "teacher")
 
 
 def test_a_head_of_another_size_is_replaced(tmp_path):
     import timm
 
     save_file(timm.create_model("mobilenetv3_small_050").state_dict(), tmp_path / "own.safetensors")
-    model, norm = build_teacher("mobilenetv3_small_050", str(tmp_path / "own.safetensors"), 3)
+    model = network("mobilenetv3_small_050", str(tmp_path / "own.safetensors"), 3, "teacher")
     assert model.get_classifier().out_features == 3
+    norm = normalisation("mobilenetv3_small_050")
     assert norm.mean == pytest.approx(tuple(255 * m for m in model.pretrained_cfg["mean"]))
 
 
 def test_real_weights_bring_their_own_normalisation(lite0_weights):
-    _, norm = build_teacher("tf_efficientnet_lite0", str(lite0_weights), 6)
+    network("tf_efficientnet_lite0", str(lite0_weights), 6, "teacher")
+    norm = normalisation("tf_efficientnet_lite0")
     assert norm.mean == norm.std == (127.5, 127.5, 127.5)
 
 

@@ -105,7 +105,7 @@ REFUSED = {
     "groups that do not divide": ([[1, "Conv", [8, 3, 1, None, 2]]], {}, ["groups: 2 must divide the 3 input"]),
     "a flag that is none": ([[1, "InvertedResidualv3", [3, 2, 8, 2, 0, 1]]], {}, ["SE: expected 0 or 1, got 2"]),
     "a row of two": ([[1, "Conv"]], {}, ["layer 0: expected [repeat, module, args]"]),
-    "no layer": ([], {}, ["backbone: expected a list of [repeat, module, args], got []"]),
+    "no layer": ([], {}, ["backbone: expected a list of [repeat, module, args] or timm:NETWORK, got []"]),
     "an oblong input": ([[1, "Conv", [8, 3]]], {"INPUT_SIZE": [64, 32]}, ["INPUT_SIZE: expected [size, size]"]),
     "a width of nothing": ([[1, "Conv", [8, 3]]], {"width_multiple": 0}, ["width_multiple: expected a number over 0"]),
     "a width that is not finite": ([[1, "Conv", [8, 3]]], {"width_multiple": float("nan")}, ["width_multiple"]),

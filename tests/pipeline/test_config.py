@@ -23,7 +23,13 @@ def test_shipped_configs_load_and_begin_with_their_command(name):
 
 
 def test_the_shipped_names():
-    assert {p.stem for p in CONFIGS.glob("*.yaml")} == {"demo", "trashnet-quick", "lineage-round1", "lineage-round2"}
+    assert {p.stem for p in CONFIGS.glob("*.yaml")} == {
+        "demo",
+        "trashnet",
+        "trashnet-quick",
+        "lineage-round1",
+        "lineage-round2",
+    }
 
 
 def test_defaults_are_the_documented_ones(tmp_path):

@@ -8,9 +8,11 @@ import torch
 
 from models.build import build
 from models.spec import ModelSpec
-from pipeline.images import RandAugment, Views, crop
-from pipeline.learn import kl_at
-from pipeline.train import Arrays, Recipe, class_weights, fit, predict
+from pipeline.inputs import Arrays, predict
+from pipeline.losses import CrossEntropy, class_weights, distillation, epoch_order
+from pipeline.probe import classifier_of, make_ready
+from pipeline.train import Recipe, fit
+from pipeline.views import Augment, View, crop
 
 SPEC = ModelSpec.parse(
     {
@@ -62,7 +64,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(arrays, tmp_path, optimizer):
-    recipe = replace(RECIPE, optimizer=optimizer, n_select=2)
+    recipe = replace(RECIPE, optimizer=optimizer, augment=Augment(n_select=2, mixup=0.2, cutmix=1.0))
     whole = run(arrays, recipe)
 
     def kill(epoch):
@@ -93,16 +95,45 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_best_so_far(arrays):
     assert all(torch.isfinite(v).all() for v in result.state.values())
 
 
-def test_class_weights_are_inverse_frequency():
-    assert class_weights(np.array([0, 0, 0, 1]), 2).tolist() == pytest.approx([4 / 6, 4 / 2])
+LABELS = np.array([0] * 6 + [1] * 2)
+
+
+def test_class_weights_by_inverse_frequency_and_by_effective_number():
+    assert class_weights(LABELS, 2, "inverse").tolist() == pytest.approx([8 / 12, 8 / 4])
+    rarer = [(1 - 0.999) / (1 - 0.999**n) for n in (6, 2)]
+    found = class_weights(LABELS, 2, "effective")
+    assert (found[1] / found[0]).item() == pytest.approx(rarer[1] / rarer[0], rel=1e-4)
+    assert found[LABELS].mean().item() == pytest.approx(1.0)
+    assert class_weights(LABELS, 2, "none").tolist() == [1.0, 1.0]
+
+
+def test_weighted_cross_entropy_of_hard_targets_is_the_weighted_mean():
+    logits, labels = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), torch.from_numpy(LABELS)
+    hard = torch.nn.functional.one_hot(labels, 2).float()
+    found = CrossEntropy(LABELS, 2, "inverse", 0.0)(logits, hard)
+    expected = torch.nn.functional.cross_entropy(logits, labels, class_weights(LABELS, 2, "inverse"))
+    assert found.item() == pytest.approx(expected.item())
+
+
+def test_logit_adjustment_adds_the_log_of_the_prior():
+    logits, targets = torch.zeros(1, 2), torch.tensor([[0.0, 1.0]])
+    assert CrossEntropy(LABELS, 2, "logits", 0.0)(logits, targets).item() == pytest.approx(-np.log(0.25))
+
+
+def test_balanced_sampling_draws_classes_alike_and_no_other_does():
+    labels = np.array([0] * 900 + [1] * 100)
+    drawn = labels[epoch_order(labels, "sampling", np.random.default_rng(0))]
+    assert drawn.mean() == pytest.approx(0.5, abs=0.06)
+    assert sorted(epoch_order(labels, "inverse", np.random.default_rng(0))) == list(range(1000))
 
 
 def test_distillation_loss_is_zero_at_the_teacher_and_scaled_by_the_temperature():
     teacher = torch.tensor([[2.0, 0.0, -1.0]])
-    assert kl_at(teacher, teacher, 3.0).item() == pytest.approx(0.0, abs=1e-6)
+    assert distillation(teacher, teacher, 3.0).item() == pytest.approx(0.0, abs=1e-6)
     student = torch.zeros(1, 3)
     p = torch.softmax(teacher / 2, 1)
-    assert kl_at(student, teacher, 2.0).item() == pytest.approx(4 * (p * (p.log() - np.log(1 / 3))).sum().item())
+    expected = 4 * (p * (p.log() - np.log(1 / 3))).sum().item()
+    assert distillation(student, teacher, 2.0).item() == pytest.approx(expected)
 
 
 def test_a_crop_of_the_whole_image_is_the_image():
@@ -115,24 +146,93 @@ def test_a_crop_of_the_whole_image_is_the_image():
 def test_a_crop_is_the_same_place_at_another_size():
     """The teacher sees the student's crop at its own size."""
     ramp = np.broadcast_to(np.arange(0, 240, 5, dtype=np.uint8)[None, :, None], (48, 48, 3))
-    box = torch.from_numpy(Views.draw(1, (4,), 0.3).boxes)
+    box = torch.from_numpy(View.draw(1, (4,), Augment(0.3)).boxes)
     small, large = (crop(torch.from_numpy(ramp.copy())[None], box, s) for s in (24, 36))
     assert small.mean().item() == pytest.approx(large.mean().item(), abs=1.0)
 
 
 def test_views_stay_inside_and_follow_their_seed():
-    boxes = Views.draw(500, (1, 2), 0.35).boxes
+    boxes = View.draw(500, (1, 2), Augment()).boxes
     x, y, w, h, flip = boxes.T
     assert (np.abs(x) + w <= 1 + 1e-6).all()
     assert (np.abs(y) + h <= 1 + 1e-6).all()
     assert set(flip) == {-1.0, 1.0}
-    assert np.array_equal(boxes, Views.draw(500, (1, 2), 0.35).boxes)
-    assert not np.array_equal(boxes, Views.draw(500, (1, 3), 0.35).boxes)
+    assert np.array_equal(boxes, View.draw(500, (1, 2), Augment()).boxes)
+    assert not np.array_equal(boxes, View.draw(500, (1, 3), Augment()).boxes)
 
 
-def test_rand_augment_follows_its_seed_and_none_changes_nothing():
-    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    assert RandAugment(0)(images, seed=1) is images
-    a, b, c = (RandAugment(2)(images, seed=s) for s in (1, 1, 2))
-    assert np.array_equal(a, b)
-    assert not np.array_equal(a, c)
+CPU = torch.device("cpu")
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+FULL = {"n_select": 2, "mixup": 0.4, "cutmix": 1.0}
+
+
+def test_a_view_shows_an_image_alike_in_any_batch():
+    """The teacher answers in order, the student meets the images shuffled."""
+    view = View.draw(40, (1, 2), Augment(**FULL))
+    whole = view.show(NOISE, np.arange(40), 24, CPU)
+    some = np.array([31, 4, 17])
+    torch.testing.assert_close(view.show(NOISE, some, 24, CPU), whole[some], rtol=0, atol=1e-3)
+    again = View.draw(40, (1, 2), Augment(**FULL)).show(NOISE, some, 24, CPU)
+    assert torch.equal(again, view.show(NOISE, some, 24, CPU))
+    other = View.draw(40, (1, 3), Augment(**FULL)).show(NOISE, some, 24, CPU)
+    assert not torch.equal(again, other)
+
+
+@pytest.mark.parametrize("mixture", ["mixup", "cutmix"])
+def test_what_is_shown_of_two_images_is_what_the_targets_say(mixture):
+    """Image k is of brightness k: the mean of a mixture tells its shares."""
+    flat = np.broadcast_to(np.array([0, 200], np.uint8)[:, None, None, None], (2, 32, 32, 3)).repeat(30, 0)
+    labels = np.arange(60) // 30
+    view = View.draw(60, (5,), Augment(**{mixture: 1.0}))
+    shown = view.show(flat, np.arange(60), 64, CPU).mean((1, 2, 3)) / 200
+    targets = view.targets(labels, np.arange(60), 2)
+    torch.testing.assert_close(targets.sum(1), torch.ones(60))
+    torch.testing.assert_close(shown, targets[:, 1], rtol=0, atol=0.04)
+    assert ((targets[:, 1] > 0.05) & (targets[:, 1] < 0.95)).sum() > 10
+
+
+def test_without_mixtures_the_targets_are_the_labels():
+    view = View.draw(6, (1,), Augment())
+    assert view.targets(np.array([0, 1, 2, 0, 1, 2]), np.array([4, 2]), 3).tolist() == [[0, 1, 0], [0, 0, 1]]
+
+
+HEADED = ModelSpec.parse(
+    {
+        "INPUT_SIZE": [32, 32],
+        "backbone": [
+            [1, "Conv", [16, 3, 2]],
+            [1, "Conv", [32, 3, 2]],
+            [1, "GlobalAvgPool", []],
+            [1, "Linear", [3]],
+        ],
+    }
+)
+
+
+def test_a_classifier_is_fitted_to_the_features_that_are_there(arrays):
+    model = build(HEADED, seed=1)
+    body = {k: v.clone() for k, v in model[0].state_dict().items() if k.endswith("weight")}
+    same_scale = replace(arrays, train=arrays.val, train_labels=arrays.val_labels)
+    make_ready(model, same_scale, balanced=True)
+    guesses = predict(model, arrays.val, arrays).argmax(1)
+    assert (guesses == arrays.val_labels).mean() > 0.9
+    assert all(torch.equal(v, model[0].state_dict()[k]) for k, v in body.items())
+
+
+def test_two_classes_and_a_class_without_an_image_get_a_classifier_too(arrays):
+    two = arrays.train_labels < 2
+    some = replace(arrays, train=arrays.train[two], train_labels=arrays.train_labels[two])
+    model = build(HEADED, seed=1)
+    make_ready(model, some, balanced=True)
+    kept = arrays.val_labels < 2
+    guesses = predict(model, arrays.val[kept], arrays).argmax(1)
+    assert (guesses == arrays.val_labels[kept]).mean() > 0.9
+    assert 2 not in guesses
+
+
+def test_a_model_without_a_linear_classifier_is_left_as_it_is(arrays):
+    model = build(SPEC, seed=1)
+    assert classifier_of(model) is None
+    before = model[-1][0].weight.clone()
+    make_ready(model, arrays, balanced=True)
+    assert torch.equal(model[-1][0].weight, before)

@@ -1,0 +1,142 @@
+"""The stage `distill`: the student learns from the photos and, where distill.weight is over 0, from the teacher."""
+
+import shutil
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from export.parity import f1_per_class
+from export.preprocess import Preprocess
+from pipeline import FORMAT
+from pipeline.checkpoint import pixels, save_student, student_card
+from pipeline.data import Index
+from pipeline.files import write_json
+from pipeline.find import begin, load_arrays, load_index, load_student, weights_key
+from pipeline.images import decoded, train_size
+from pipeline.inputs import autocast, normalise, pick_device, predict
+from pipeline.losses import CrossEntropy, distillation
+from pipeline.stages import Run, Stage
+from pipeline.teach import CHECKPOINTS, augment_of, load_teacher, reporter, summary_of
+from pipeline.train import Loss, Recipe, fit
+from pipeline.views import View
+
+SOFT_LABELS = "soft-labels"
+
+
+def _distill_inputs(run: Run) -> dict[str, Any]:
+    spec, hyper = load_student(run)
+    inputs = {
+        "data": load_index(run).hash,
+        "fit": run.config.data.fit,
+        "balance": run.config.data.balance,
+        "seed": run.config.seed,
+        "hash": spec.hash,
+        "size": spec.input_size,
+        "hyper": hyper.as_dict(),
+        "distill": run.config.distill.model_dump(),
+    }
+    if spec.network:
+        inputs["weights"] = weights_key(run.config.student, "student")
+    if run.config.distill.weight:
+        inputs["teacher"] = run.output_hash("teach", "teacher.safetensors")
+    return inputs
+
+
+def _distill(run: Run, work: Path) -> dict[str, Any]:
+    config, index = run.config.distill, load_index(run)
+    spec, hyper = load_student(run)
+    arrays = load_arrays(run, index, spec.input_size, pixels(spec))
+    recipe = Recipe(
+        config.epochs,
+        hyper.optimizer,
+        hyper.learning_rate,
+        hyper.batch,
+        augment_of(config.augment.model_copy(update={"n_select": hyper.n_select})),
+        warmup_epochs=max(1, config.epochs // 20),
+        balance=run.config.data.balance,
+        probe=spec.network is not None and run.config.student.weights != "none",
+        ema=True,
+        views=config.views and min(config.views, config.epochs),
+    )
+    loss = _distillation(run, index, recipe, work / SOFT_LABELS) if config.weight else None
+    model = begin(run, spec)
+    result = fit(
+        model,
+        arrays,
+        recipe,
+        run.config.seed,
+        len(index.classes),
+        loss,
+        work / CHECKPOINTS,
+        reporter(run, "distill", recipe),
+    )
+    card = student_card(spec, index.classes, run.config.data.fit)
+    save_student(work / "student.safetensors", result.state, spec, card)
+    shutil.rmtree(work / SOFT_LABELS, ignore_errors=True)
+    model.load_state_dict(result.state)
+    per_class = f1_per_class(predict(model, arrays.val, arrays), arrays.val_labels, index.classes)
+    shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
+    record = {"format": FORMAT, **result.record()}
+    write_json(work / "training.json", record)
+    return summary_of(record) | {"f1_per_class": per_class}
+
+
+def _distillation(run: Run, index: Index, recipe: Recipe, folder: Path) -> Loss:
+    """Function matching (Beyer et al. 2022) beside balanced cross-entropy."""
+    config, device = run.config.distill, pick_device()
+    labels = np.array(index.labels("train"))
+    cross_entropy = CrossEntropy(labels, len(index.classes), recipe.balance, recipe.smoothing).to(device)
+    ask = _asked(run, index, recipe)
+    stored = _soft_labels(run, ask, recipe, len(labels), folder) if recipe.views else None
+
+    def loss(logits: Tensor, targets: Tensor, indices: np.ndarray, view: int) -> Tensor:
+        teacher = stored[view][indices].to(device) if stored else ask(view, indices)
+        apart = distillation(logits, teacher, config.temperature)
+        return config.weight * apart + (1 - config.weight) * cross_entropy(logits, targets)
+
+    return loss
+
+
+def _asked(run: Run, index: Index, recipe: Recipe) -> Callable[[int, np.ndarray], Tensor]:
+    """(view, indices) -> the teacher's logits on the very views that `fit` draws, at its own size."""
+    device, taught = pick_device(), load_teacher(run)
+    model = taught.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = decoded(index, "train", Preprocess(train_size(taught.input_size), run.config.data.fit), run.cache)
+
+    @lru_cache(maxsize=1)
+    def drawn(view: int) -> View:
+        return View.draw(len(images), (run.config.seed, view), recipe.augment)
+
+    @torch.no_grad()
+    def ask(view: int, indices: np.ndarray) -> Tensor:
+        x = drawn(view).show(images, indices, taught.input_size, device)
+        with autocast(device, reduced=True):
+            return model(normalise(x, taught.norm.mean, taught.norm.std)).float()
+
+    return ask
+
+
+def _soft_labels(
+    run: Run, ask: Callable[[int, np.ndarray], Tensor], recipe: Recipe, count: int, folder: Path
+) -> list[Tensor]:
+    """The teacher's logits (n, classes) for each stored view. One file a view, so that a killed stage goes on."""
+    folder.mkdir(exist_ok=True)
+    soft = []
+    for view in range(recipe.views or 0):
+        file = folder / f"{view}.safetensors"
+        if not file.is_file():
+            parts = [ask(view, np.arange(start, min(start + 64, count))).cpu() for start in range(0, count, 64)]
+            save_file({"logits": torch.cat(parts)}, file.with_suffix(".partial"))
+            file.with_suffix(".partial").replace(file)
+            run.say(f"distill: teacher's answers for view {view + 1} of {recipe.views}")
+        soft.append(load_file(file)["logits"])
+    return soft
+
+
+DISTILL = Stage("distill", ("select", "teach"), _distill_inputs, _distill, resumes=True)

@@ -1,0 +1,54 @@
+"""Images on the device, as a network takes them: normalised, channels last."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from latency.host import this_host
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """train: uint8 (n, s, s, 3), larger than the input; val: at the input size, by the shipped Preprocess."""
+
+    train: np.ndarray
+    train_labels: np.ndarray
+    val: np.ndarray
+    val_labels: np.ndarray
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def input_size(self) -> int:
+        return int(self.val.shape[1])
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device, reduced: bool) -> torch.autocast:
+    """To bf16, if asked, on a GPU, and on a CPU that multiplies in bf16 itself."""
+    able = device.type != "cpu" or this_host().has_bf16
+    return torch.autocast(device.type, torch.bfloat16, enabled=reduced and able)
+
+
+def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """x: (n, 3, h, w), 0..255"""
+    shape = (1, 3, 1, 1)
+    return (x - torch.tensor(mean, device=x.device).view(shape)) / torch.tensor(std, device=x.device).view(shape)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: np.ndarray, arrays: Arrays, batch: int = 64) -> np.ndarray:
+    """float32 logits (n, classes) for uint8 images (n, size, size, 3) at the input size."""
+    model.eval()
+    device = next(model.parameters()).device
+    outputs = []
+    for start in range(0, len(images), batch):
+        x = torch.from_numpy(images[start : start + batch].copy()).to(device)
+        x = x.permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last)
+        outputs.append(model(normalise(x, arrays.mean, arrays.std)).float().cpu())
+    return torch.cat(outputs).numpy()

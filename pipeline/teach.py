@@ -1,0 +1,223 @@
+"""The stage `teach`: a network of timm learns the classes, with hyper-parameters that Optuna tunes where asked to.
+
+Each trial is a whole training with its own checkpoints; hopeless ones end early by the median of the others. The first
+trial is the config's own values. The weights of the best epoch of the best trial are kept.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.trial import TrialState
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from models.language import canonical_hash
+from models.pretrained import Normalisation, check_name, network, normalisation
+from models.spec import ModelSpec
+from pipeline import FORMAT
+from pipeline.config import Augmentation, Teacher
+from pipeline.files import write_json
+from pipeline.find import load_arrays, load_index, load_student, online, weights_key
+from pipeline.search import search_space
+from pipeline.stages import Run, Stage
+from pipeline.train import Epoch, Recipe, fit
+from pipeline.views import Augment
+
+CHECKPOINTS = "checkpoints"
+_WEIGHTS = "teacher.safetensors"
+_KEYS = ("learning_rate", "epochs", "input_size", "batch", "n_select", "mixup")
+
+
+def _inputs(run: Run) -> dict[str, Any]:
+    teacher = run.config.teacher
+    return {
+        "data": load_index(run).hash,
+        "fit": run.config.data.fit,
+        "balance": run.config.data.balance,
+        "seed": run.config.seed,
+        "size": _default_size(run),
+        "teacher": teacher.model_dump() | {"weights": weights_key(teacher, "teacher")},
+    }
+
+
+def _default_size(run: Run) -> int:
+    return run.config.teacher.input_size or load_student(run)[0].input_size
+
+
+def build_teacher(run: Run, classes: int, weights: str) -> tuple[nn.Module, Normalisation]:
+    torch.manual_seed(run.config.seed)
+    name = run.config.teacher.name
+    with online():
+        return network(name, weights, classes, "teacher"), normalisation(name)
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A finished teacher, on the CPU, and how it sees."""
+
+    model: nn.Module
+    norm: Normalisation
+    input_size: int
+
+
+def load_teacher(run: Run) -> Taught:
+    model, norm = build_teacher(run, len(load_index(run).classes), "none")
+    model.load_state_dict(load_file(run.file("teach", _WEIGHTS)))
+    return Taught(model.eval(), norm, run.read("teach", "training.json")["hyper"]["input_size"])
+
+
+def _teach(run: Run, work: Path) -> dict[str, Any]:
+    study = optuna.create_study(
+        study_name="teacher",
+        storage=f"sqlite:///{work / 'tuning.db'}",
+        direction="maximize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=2),
+        load_if_exists=True,
+    )
+    for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # by a killed process
+        study.tell(left.number, state=TrialState.FAIL)
+        study.enqueue_trial(left.params)
+    if not study.trials:
+        study.enqueue_trial(_own(run))
+    while sum(t.state.is_finished() and t.state != TrialState.FAIL for t in study.trials) < run.config.teacher.trials:
+        finished = sum(t.state != TrialState.FAIL for t in study.trials)
+        seed = int(canonical_hash([run.config.seed, finished]), 16) % 2**32
+        study.sampler = optuna.samplers.TPESampler(multivariate=True, seed=seed, n_startup_trials=4)
+        _try(run, work, study, study.ask())
+    best = study.best_trial
+    shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
+    trials = [{"params": t.params, "f1_macro": t.value, "state": t.state.name.lower()} for t in study.trials]
+    record = json.loads((work / "best.json").read_text())
+    write_json(work / "training.json", record | {"trials": trials})
+    (work / "best.json").unlink()
+    return summary_of(record) | {"hyper": record["hyper"], "trials": len(trials), "best_trial": best.number}
+
+
+def _own(run: Run) -> dict[str, Any]:
+    """The config's own hyper-parameters."""
+    teacher = run.config.teacher
+    values = (
+        teacher.learning_rate,
+        teacher.epochs,
+        _default_size(run),
+        teacher.batch,
+        teacher.augment.n_select,
+        teacher.augment.mixup,
+    )
+    return dict(zip(_KEYS, values, strict=True))
+
+
+def _suggest(run: Run, trial: optuna.Trial) -> dict[str, Any]:
+    """Of the values in teacher.tune and the config's own."""
+    tune, own = run.config.teacher.tune, _own(run)
+    low, high = tune.learning_rate
+    rate = trial.suggest_float(
+        "learning_rate", min(low, own["learning_rate"]), max(high, own["learning_rate"]), log=True
+    )
+    lists = {k: sorted({*getattr(tune, k), own[k]}) for k in _KEYS[1:]}
+    return {"learning_rate": rate, **{k: trial.suggest_categorical(k, values) for k, values in lists.items()}}
+
+
+def _try(run: Run, work: Path, study: optuna.Study, trial: optuna.Trial) -> None:
+    teacher, index = run.config.teacher, load_index(run)
+    hyper = _suggest(run, trial)
+    recipe = _recipe(run, teacher, hyper)
+    model, norm = build_teacher(run, len(index.classes), teacher.weights)
+    name = f"teach, trial {trial.number + 1} of {teacher.trials}" if teacher.trials > 1 else "teach"
+    report = reporter(run, name, recipe)
+
+    def on_epoch(epoch: Epoch) -> None:
+        report(epoch)
+        trial.report(epoch.f1_macro, epoch.epoch)
+        if teacher.trials > 1 and trial.should_prune():
+            raise optuna.TrialPruned
+
+    try:
+        result = fit(
+            model,
+            load_arrays(run, index, hyper["input_size"], norm),
+            recipe,
+            run.config.seed,
+            len(index.classes),
+            checkpoints=work / CHECKPOINTS / canonical_hash(hyper),
+            on_epoch=on_epoch,
+        )
+    except optuna.TrialPruned:
+        study.tell(trial, state=TrialState.PRUNED)
+        return
+    best = max((t.value for t in study.trials if t.state == TrialState.COMPLETE and t.value is not None), default=-1.0)
+    if result.best.f1_macro > best:
+        save_file(result.state, work / _WEIGHTS)
+        write_json(work / "best.json", {"format": FORMAT, "hyper": hyper, **result.record()})
+    study.tell(trial, result.best.f1_macro)
+
+
+def _recipe(run: Run, teacher: Teacher, hyper: dict[str, Any]) -> Recipe:
+    augment = teacher.augment.model_copy(update={k: hyper[k] for k in ("n_select", "mixup")})
+    return Recipe(
+        hyper["epochs"],
+        "adamw",
+        hyper["learning_rate"],
+        hyper["batch"],
+        augment_of(augment),
+        balance=run.config.data.balance,
+        probe=teacher.weights != "none",
+        ema=True,
+        reduced=True,
+        patience=teacher.patience,
+    )
+
+
+def augment_of(config: Augmentation) -> Augment:
+    return Augment(**config.model_dump())
+
+
+def reporter(run: Run, name: str, recipe: Recipe) -> Callable[[Epoch], None]:
+    def report(epoch: Epoch) -> None:
+        run.say(
+            f"{name}: epoch {epoch.epoch + 1}/{recipe.epochs}, loss {epoch.loss:.3f}, val {epoch.val_loss:.3f}, "
+            f"F1 {epoch.f1_macro:.4f}, {epoch.images_per_s:.0f} images/s"
+        )
+
+    return report
+
+
+def summary_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What `--json` prints of a training's record."""
+    best = record["best"]
+    return {
+        "f1_macro": best["f1_macro"],
+        "accuracy": best["accuracy"],
+        "best_epoch": best["epoch"],
+        "epochs": len(record["history"]),
+    }
+
+
+def check_before(run: Run) -> None:
+    """What can be refused before hours are spent: a network that timm lacks, weights that are missing or do not fit."""
+    check_name(run.config.teacher.name, "teacher.name")
+    weights_key(run.config.teacher, "teacher")
+    # A download is kept in the hub's cache, so nothing is fetched twice.
+    if run.manifest("teach") is None and run.config.distill.weight:
+        build_teacher(run, 2, run.config.teacher.weights)
+    if run.manifest("distill") is None:
+        for name in _student_networks(run):
+            weights_key(run.config.student, "student")
+            with online():
+                network(name, run.config.student.weights, 2, "student")
+
+
+def _student_networks(run: Run) -> list[str]:
+    if run.config.student.model:
+        named = ModelSpec.load(run.config.student.model).network
+        return [named] if named else []
+    return search_space(run.config).networks
+
+
+TEACH = Stage("teach", ("data", "select"), _inputs, _teach, resumes=True, wanted=lambda c: c.distill.weight > 0)

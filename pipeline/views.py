@@ -1,0 +1,144 @@
+"""What training sees of the images: random crops, flips, colours and mixtures, drawn once for a whole view.
+
+A view is all that chance decides of one pass over the images. It is drawn from a seed, and it can be shown at any size,
+so that teacher and student see the same crops and mixtures, each at its own input size, even hours apart.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models import torchvision_ops
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How much is left to chance.
+
+    least_area: of a crop, as a share of the image. n_select: operations of RandAugment, 0 for none. mixup, cutmix:
+    alpha of the Beta distribution of the shares, 0 for none; with both, either for half of the images.
+    """
+
+    least_area: float = 0.35
+    n_select: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+
+@dataclass(frozen=True)
+class View:
+    """For each of n images. boxes: float32 (n, 5), centre x, centre y, half width, half height (-1..1) and flip.
+
+    partner: int64 (n,), the image it is mixed with. share: float32 (n,), its own part, 1 where it is not mixed. holes:
+    float32 (n, 4), left, top, right, bottom (0..1) of what is cut out for the partner (CutMix); empty: blended (mixup).
+    """
+
+    augment: Augment
+    boxes: np.ndarray
+    partner: np.ndarray
+    share: np.ndarray
+    holes: np.ndarray
+    seed: int
+
+    @classmethod
+    def draw(cls, count: int, seed: Sequence[int], augment: Augment) -> "View":
+        """Inception-style crops: area from `least_area` to 1, aspect ratio from 3/4 to 4/3, flipped half the time."""
+        rng = np.random.default_rng(list(seed))
+        area, aspect = (
+            rng.uniform(augment.least_area, 1, count),
+            np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), count)),
+        )
+        width, height = np.minimum(1, np.sqrt(area * aspect)), np.minimum(1, np.sqrt(area / aspect))
+        x, y = rng.uniform(-1, 1, count) * (1 - width), rng.uniform(-1, 1, count) * (1 - height)
+        flip = rng.choice([-1.0, 1.0], count)
+        partner, share, holes = _mixtures(rng, count, augment)
+        boxes = np.stack([x, y, width, height, flip], 1).astype(np.float32)
+        return cls(augment, boxes, partner, share, holes, int(rng.integers(2**31)))
+
+    @classmethod
+    def whole(cls, count: int, flip: int) -> "View":
+        """Each image as it is, or mirrored (flip: -1)."""
+        boxes = np.tile(np.array([0, 0, 1, 1, flip], np.float32), (count, 1))
+        return cls(Augment(), boxes, np.arange(count), np.ones(count, np.float32), np.zeros((count, 4), np.float32), 0)
+
+    def show(self, images: np.ndarray, indices: np.ndarray, size: int, device: torch.device) -> Tensor:
+        """float32 (len(indices), 3, size, size), 0..255, channels_last, of uint8 images (n, h, w, 3)."""
+        x = self._crops(images, indices, size, device)
+        mixed = np.flatnonzero(self.share[indices] < 1)
+        if not len(mixed):
+            return x
+        which = indices[mixed]
+        other = self._crops(images, self.partner[which], size, device)
+        own = torch.from_numpy(self.share[which]).to(device).view(-1, 1, 1, 1)
+        holes = torch.from_numpy(self.holes[which]).to(device).view(-1, 4, 1, 1)
+        left, top, right, bottom = holes.unbind(1)
+        at = (torch.arange(size, device=device) + 0.5) / size
+        inside = (at.view(1, -1, 1) >= top) & (at.view(1, -1, 1) < bottom) & (at >= left) & (at < right)
+        cut = (right > left).unsqueeze(1)
+        weight = torch.where(cut, (~inside).unsqueeze(1).float(), own)
+        at_mixed = torch.from_numpy(mixed).to(device)
+        x[at_mixed] = torch.lerp(other, x[at_mixed], weight)
+        return x
+
+    def targets(self, labels: np.ndarray, indices: np.ndarray, classes: int) -> Tensor:
+        """float32 (len(indices), classes): the share of each class in what is shown."""
+        own, other = (
+            functional.one_hot(torch.from_numpy(labels[i]), classes).float() for i in (indices, self.partner[indices])
+        )
+        return torch.lerp(other, own, torch.from_numpy(self.share[indices]).view(-1, 1))
+
+    def _crops(self, images: np.ndarray, indices: np.ndarray, size: int, device: torch.device) -> Tensor:
+        chosen = images[indices]
+        if self.augment.n_select:
+            chosen = _rand_augment(chosen, self.augment.n_select, [self.seed + int(i) for i in indices])
+        x = torch.from_numpy(chosen).to(device)
+        return crop(x, torch.from_numpy(self.boxes[indices]).to(device), size)
+
+
+def _mixtures(rng: np.random.Generator, count: int, augment: Augment) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Partners, shares and holes; Zhang et al. 2018 (mixup), Yun et al. 2019 (CutMix)."""
+    partner, holes = rng.permutation(count), np.zeros((count, 4))
+    share = np.ones(count)
+    cuts = rng.random(count) < (0.5 if augment.mixup else 1.0) if augment.cutmix else np.zeros(count, bool)
+    if augment.mixup:
+        share = np.where(cuts, share, rng.beta(augment.mixup, augment.mixup, count))
+    if augment.cutmix:
+        side = np.sqrt(1 - rng.beta(augment.cutmix, augment.cutmix, count)) / 2
+        x, y = rng.random(count), rng.random(count)
+        found = np.clip(np.stack([x - side, y - side, x + side, y + side], 1), 0, 1)
+        holes[cuts] = found[cuts]
+        share = np.where(cuts, 1 - (found[:, 2] - found[:, 0]) * (found[:, 3] - found[:, 1]), share)
+    return partner, share.astype(np.float32), holes.astype(np.float32)
+
+
+def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """uint8 (n, h, w, 3) and boxes (n, 5) -> float32 (n, 3, size, size), 0..255, channels_last."""
+    x, y, width, height, flip = boxes.unbind(1)
+    theta = torch.zeros(len(boxes), 2, 3, device=boxes.device)
+    theta[:, 0, 0], theta[:, 0, 2], theta[:, 1, 1], theta[:, 1, 2] = width * flip, x, height, y
+    grid = functional.affine_grid(theta, [len(boxes), 3, size, size], align_corners=False)
+    return functional.grid_sample(
+        images.permute(0, 3, 1, 2).float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    ).contiguous(memory_format=torch.channels_last)
+
+
+def _rand_augment(images: np.ndarray, n_select: int, seeds: Sequence[int]) -> np.ndarray:
+    """timm's RandAugment with `n_select` operations on each image, drawn from its own seed."""
+    torchvision_ops.ensure()
+    from PIL import Image
+    from timm.data.auto_augment import rand_augment_transform
+
+    transform: Any = rand_augment_transform(f"rand-m7-mstd0.5-n{n_select}-inc1", {})
+
+    def augmented(image: np.ndarray, seed: int) -> np.ndarray:
+        random.seed(seed)  # timm draws from the modules' global generators
+        np.random.seed(seed % 2**32)
+        return np.asarray(transform(Image.fromarray(image)))
+
+    return np.stack([augmented(image, seed) for image, seed in zip(images, seeds, strict=True)])
