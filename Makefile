@@ -44,6 +44,7 @@ bench: install
 	$(BIN)/python ci/bench/reject_cost.py
 	$(BIN)/python ci/bench/latency_bench.py
 	$(BIN)/python ci/bench/ship_bench.py
+	$(BIN)/python ci/bench/train_bench.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

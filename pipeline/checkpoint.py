@@ -13,7 +13,7 @@ from models.build import build
 from models.pretrained import Normalisation, normalisation
 from models.spec import ModelSpec
 from pipeline.errors import PipelineError
-from pipeline.train import State, read_tensors
+from pipeline.progress import State, read_tensors
 
 _PIXELS = Normalisation((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
 """-1 to 1"""

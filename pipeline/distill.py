@@ -22,7 +22,7 @@ from pipeline.images import decoded, train_size
 from pipeline.inputs import autocast, normalise, pick_device, predict
 from pipeline.losses import CrossEntropy, distillation
 from pipeline.stages import Run, Stage
-from pipeline.teach import CHECKPOINTS, augment_of, load_teacher, reporter, summary_of
+from pipeline.teach import CHECKPOINTS, augment_of, checked, load_teacher, reporter, summary_of
 from pipeline.train import Loss, Recipe, fit
 from pipeline.views import View
 
@@ -60,7 +60,7 @@ def _distill(run: Run, work: Path) -> dict[str, Any]:
         augment_of(config.augment.model_copy(update={"n_select": hyper.n_select})),
         warmup_epochs=max(1, config.epochs // 20),
         balance=run.config.data.balance,
-        probe=spec.network is not None and run.config.student.weights != "none",
+        pretrained=spec.network is not None and run.config.student.weights != "none",
         ema=True,
         views=config.views and min(config.views, config.epochs),
     )
@@ -77,6 +77,7 @@ def _distill(run: Run, work: Path) -> dict[str, Any]:
         reporter(run, "distill", recipe),
     )
     card = student_card(spec, index.classes, run.config.data.fit)
+    checked(run, "distill", result, "the learning rate (student.learning_rate, or choose another trial)")
     save_student(work / "student.safetensors", result.state, spec, card)
     shutil.rmtree(work / SOFT_LABELS, ignore_errors=True)
     model.load_state_dict(result.state)

@@ -220,7 +220,7 @@ def _trained(candidate: Candidate, search: Search, params: dict[str, Any]) -> tu
         hyper.batch,
         augment,
         balance=config.data.balance,
-        probe=candidate.spec.network is not None and config.student.weights != "none",
+        pretrained=candidate.spec.network is not None and config.student.weights != "none",
         ema=candidate.spec.network is not None,
     )
     result = fit(search.begin(candidate.spec), arrays, recipe, config.seed, len(search.index.classes))

@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 import torch
 from optuna.trial import TrialState
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -22,15 +23,18 @@ from models.pretrained import Normalisation, check_name, network, normalisation
 from models.spec import ModelSpec
 from pipeline import FORMAT
 from pipeline.config import Augmentation, Teacher
+from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.find import load_arrays, load_index, load_student, online, weights_key
+from pipeline.progress import Epoch
 from pipeline.search import search_space
 from pipeline.stages import Run, Stage
-from pipeline.train import Epoch, Recipe, fit
+from pipeline.train import Fit, Recipe, fit
 from pipeline.views import Augment
 
 CHECKPOINTS = "checkpoints"
 _WEIGHTS = "teacher.safetensors"
+_CLASSES = "classes"
 _KEYS = ("learning_rate", "epochs", "input_size", "batch", "n_select", "mixup")
 
 
@@ -52,9 +56,25 @@ def _default_size(run: Run) -> int:
 
 def build_teacher(run: Run, classes: int, weights: str) -> tuple[nn.Module, Normalisation]:
     torch.manual_seed(run.config.seed)
+    if weights not in ("hub", "none"):
+        _check_classes(Path(weights), load_index(run).classes)
     name = run.config.teacher.name
     with online():
         return network(name, weights, classes, "teacher"), normalisation(name)
+
+
+def _check_classes(weights: Path, classes: tuple[str, ...]) -> None:
+    """A teacher that edgebuild trained says what for."""
+    try:
+        with safe_open(weights, "pt") as file:
+            known = (file.metadata() or {}).get(_CLASSES)
+    except SafetensorError:
+        return  # told by whoever reads it
+    if known is not None and tuple(json.loads(known)) != classes:
+        raise PipelineError(
+            f"teacher.weights: {weights}: a teacher of other classes ({', '.join(json.loads(known))}) than the data's "
+            f"({', '.join(classes)}); give weights that know no classes, or the teacher of this data"
+        )
 
 
 @dataclass(frozen=True)
@@ -151,9 +171,10 @@ def _try(run: Run, work: Path, study: optuna.Study, trial: optuna.Trial) -> None
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         return
+    checked(run, name, result, "teacher.learning_rate")
     best = max((t.value for t in study.trials if t.state == TrialState.COMPLETE and t.value is not None), default=-1.0)
     if result.best.f1_macro > best:
-        save_file(result.state, work / _WEIGHTS)
+        save_file(result.state, work / _WEIGHTS, {_CLASSES: json.dumps(index.classes)})
         write_json(work / "best.json", {"format": FORMAT, "hyper": hyper, **result.record()})
     study.tell(trial, result.best.f1_macro)
 
@@ -167,7 +188,7 @@ def _recipe(run: Run, teacher: Teacher, hyper: dict[str, Any]) -> Recipe:
         hyper["batch"],
         augment_of(augment),
         balance=run.config.data.balance,
-        probe=teacher.weights != "none",
+        pretrained=teacher.weights != "none",
         ema=True,
         reduced=True,
         patience=teacher.patience,
@@ -188,6 +209,16 @@ def reporter(run: Run, name: str, recipe: Recipe) -> Callable[[Epoch], None]:
     return report
 
 
+def checked(run: Run, name: str, result: Fit, key: str) -> Fit:
+    """Says where a training diverged. Raises PipelineError where no epoch came before. key: of the config, to lower."""
+    if result.diverged is None:
+        return result
+    if result.best.epoch == result.history[-1].epoch:
+        raise PipelineError(f"{name}: {result.diverged}, and no epoch came before: lower {key}")
+    run.say(f"{name}: {result.diverged}; the best epoch before it stands, {result.best.epoch + 1}")
+    return result
+
+
 def summary_of(record: dict[str, Any]) -> dict[str, Any]:
     """What `--json` prints of a training's record."""
     best = record["best"]
@@ -205,7 +236,8 @@ def check_before(run: Run) -> None:
     weights_key(run.config.teacher, "teacher")
     # A download is kept in the hub's cache, so nothing is fetched twice.
     if run.manifest("teach") is None and run.config.distill.weight:
-        build_teacher(run, 2, run.config.teacher.weights)
+        with online():
+            network(run.config.teacher.name, run.config.teacher.weights, 2, "teacher")
     if run.manifest("distill") is None:
         for name in _student_networks(run):
             weights_key(run.config.student, "student")

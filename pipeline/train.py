@@ -3,7 +3,6 @@
 Each epoch draws from (seed, epoch) alone, so a run that was killed goes on from its last epoch as if it had not been.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -13,18 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from export.parity import scores
 from latency.lock import timing_lock
 from models import torchvision_ops
-from pipeline.files import write_json
+from pipeline.errors import EnvironmentProblem
 from pipeline.inputs import Arrays, autocast, normalise, pick_device, predict
 from pipeline.losses import Balance, CrossEntropy, epoch_order
-from pipeline.probe import make_ready
+from pipeline.probe import fit_classifier, keep_statistics
+from pipeline.progress import Checkpoints, Epoch, State, begun, on_cpu
 from pipeline.views import Augment, View
 
 torchvision_ops.ensure()
@@ -33,8 +31,6 @@ from timm.optim import create_optimizer_v2  # noqa: E402
 from timm.scheduler import create_scheduler_v2  # noqa: E402
 from timm.utils import ModelEmaV3  # noqa: E402
 
-_STATE = "state.json"
-State = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor, np.ndarray, int], Tensor]
 """(logits, targets (n, classes), indices of the images, view) -> scalar"""
 
@@ -43,9 +39,9 @@ Loss = Callable[[Tensor, Tensor, np.ndarray, int], Tensor]
 class Recipe:
     """How to train.
 
-    optimizer: a name of timm's. probe: begin with a classifier fitted to the features, for a network that has learnt
-    before. reduced: in bf16 where the device has it. patience: epochs without a better F1 before it stops, None for
-    never. views: how many sets of crops are drawn; epoch e uses set e modulo views; None: a new set each epoch.
+    optimizer: a name of timm's. pretrained: the network has learnt from other images, see `pipeline.probe`. reduced: in
+    bf16 where the device has it. patience: epochs without a better F1 before it stops, None for never. views: how many
+    sets of crops are drawn; epoch e uses set e modulo views; None: a new set each epoch.
     """
 
     epochs: int
@@ -57,7 +53,7 @@ class Recipe:
     warmup_epochs: int = 1
     smoothing: float = 0.1
     balance: Balance = "inverse"
-    probe: bool = False
+    pretrained: bool = False
     ema: bool = False
     reduced: bool = False
     patience: int | None = None
@@ -65,25 +61,18 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Epoch:
-    epoch: int
-    loss: float
-    val_loss: float
-    f1_macro: float
-    accuracy: float
-    images_per_s: float
-
-
-@dataclass(frozen=True)
 class Fit:
-    """The best epoch's weights, on the CPU, and the history."""
+    """The best epoch's weights, on the CPU, and the history. diverged: where the loss was no number any more, and the
+    training ended."""
 
     state: State
     best: Epoch
     history: tuple[Epoch, ...]
+    diverged: str | None = None
 
     def record(self) -> dict[str, Any]:
-        return {"best": asdict(self.best), "history": [asdict(e) for e in self.history]}
+        history = [asdict(e) for e in self.history]
+        return {"best": asdict(self.best), "history": history, "diverged": self.diverged}
 
 
 def fit(
@@ -101,9 +90,9 @@ def fit(
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     cross_entropy = CrossEntropy(arrays.train_labels, classes, recipe.balance, recipe.smoothing).to(device)
     loss = loss or (lambda logits, targets, indices, view: cross_entropy(logits, targets))
-    saved_before = checkpoints is not None and (checkpoints / _STATE).is_file()
-    if recipe.probe and not saved_before:
-        make_ready(model, arrays, recipe.balance in ("inverse", "effective", "sampling"))
+    if recipe.pretrained and not (checkpoints and begun(checkpoints)):
+        with autocast(device, recipe.reduced):
+            fit_classifier(model, arrays, recipe.balance in ("inverse", "effective", "sampling"))
     optimizer = create_optimizer_v2(
         model,
         opt=recipe.optimizer,
@@ -123,9 +112,10 @@ def fit(
         warmup_prefix=False,
     )
     ema = ModelEmaV3(model, decay=0.99, use_warmup=True) if recipe.ema else None
-    saved = _Checkpoints(checkpoints, model, ema, optimizer) if checkpoints else None
+    saved = Checkpoints(checkpoints, model, ema, optimizer) if checkpoints else None
     history, best, best_state = saved.restore() if saved else ([], None, {})
     scheduler.step_update(len(history) * steps)
+    diverged = None
     for epoch in range(len(history), recipe.epochs):
         if best and recipe.patience is not None and epoch - 1 - best.epoch >= recipe.patience:
             break
@@ -134,100 +124,72 @@ def fit(
         seen = View.draw(len(arrays.train), (seed, view), recipe.augment)
         order = epoch_order(arrays.train_labels, recipe.balance, np.random.default_rng([seed, epoch, 7]))
         began, total = time.perf_counter(), 0.0
+
+        def learn(indices: np.ndarray, seen: View = seen, view: int = view) -> float:
+            x = seen.show(arrays.train, indices, arrays.input_size, device)
+            targets = seen.targets(arrays.train_labels, indices, classes).to(device)
+            with autocast(device, recipe.reduced):
+                logits = model(normalise(x, arrays.mean, arrays.std)).float()
+            value = loss(logits, targets, indices, view)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+            return value.item()
+
         model.train()
+        if recipe.pretrained:
+            keep_statistics(model)
         with timing_lock(shared=True):
             for step in range(steps):
                 indices = np.sort(order[step * recipe.batch : (step + 1) * recipe.batch])
-                x = seen.show(arrays.train, indices, arrays.input_size, device)
-                targets = seen.targets(arrays.train_labels, indices, classes).to(device)
-                with autocast(device, recipe.reduced):
-                    logits = model(normalise(x, arrays.mean, arrays.std)).float()
-                value = loss(logits, targets, indices, view)
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-                optimizer.step()
+                try:
+                    total += learn(indices)
+                except (MemoryError, RuntimeError) as error:
+                    raise _explained(error, learn, indices) from error
+                if not math.isfinite(total):
+                    diverged = f"the loss is no number any more at step {step + 1} of epoch {epoch + 1}"
+                    break
                 updates = epoch * steps + step + 1
                 scheduler.step_update(updates)
                 if ema:
                     ema.update(model, step=updates)
-                total += value.item()
-                if not math.isfinite(total):
-                    break
             took = time.perf_counter() - began
             judged = ema.module if ema else model
-            found = predict(judged, arrays.val, arrays) if math.isfinite(total) else None
-        if found is None or not np.isfinite(found).all():
+            found = predict(judged, arrays.val, arrays) if diverged is None else np.empty(0)
+        if not np.isfinite(found).all():
+            diverged = f"the outputs are no numbers any more after epoch {epoch + 1}"
+        if diverged:
             history.append(Epoch(epoch, float("nan"), float("nan"), 0.0, 0.0, 0.0))
-            break  # diverged: the best epoch before it stands
+            break  # the best epoch before it stands
         f1, accuracy = scores(found, arrays.val_labels)
         val_loss = functional.cross_entropy(torch.from_numpy(found), torch.from_numpy(arrays.val_labels)).item()
         history.append(Epoch(epoch, total / steps, val_loss, f1, accuracy, steps * recipe.batch / took))
         better = best is None or f1 > best.f1_macro
         if better:
-            best, best_state = history[-1], _cpu(judged.state_dict())
+            best, best_state = history[-1], on_cpu(judged.state_dict())
         if saved:
             saved.save(history, best, best_state if better else None)
         on_epoch(history[-1])
-    return Fit(best_state or _cpu(model.state_dict()), best or history[-1], tuple(history))
+    return Fit(best_state or on_cpu(model.state_dict()), best or history[-1], tuple(history), diverged)
 
 
-def _cpu(state: State) -> State:
-    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items()}
+def _explained(error: Exception, learn: Callable[[np.ndarray], float], indices: np.ndarray) -> Exception:
+    """The error itself, or where memory ran out an EnvironmentProblem that names the batch that fits."""
+    if not _out_of_memory(error):
+        return error
+    fits = len(indices) // 2
+    while fits:
+        try:
+            learn(indices[:fits])
+            break
+        except (MemoryError, RuntimeError) as again:
+            if not _out_of_memory(again):
+                return again
+        fits //= 2
+    told = f"one of {fits} fits: lower the batch to that" if fits else "not even a single image fits: lower its size"
+    return EnvironmentProblem(f"out of memory in training with a batch of {len(indices)} images; {told}")
 
 
-class _Checkpoints:
-    """Last and best epoch in a folder; `state.json`, replaced last, names the files that belong together."""
-
-    def __init__(self, folder: Path, model: nn.Module, ema: Any, optimizer: torch.optim.Optimizer) -> None:
-        self._folder, self._model, self._ema, self._optimizer = folder, model, ema, optimizer
-        self._state = folder / _STATE
-
-    def save(self, history: list[Epoch], best: Epoch | None, best_state: State | None) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        last = self._folder / f"last-{len(history)}.safetensors"
-        save_file(self._tensors(), last)
-        if best_state is not None:
-            assert best is not None
-            save_file(best_state, self._folder / f"best-{best.epoch}.safetensors")
-        record = {"history": [asdict(e) for e in history], "best": best and asdict(best)}
-        write_json(self._state, record)
-        keep = {last.name, f"best-{best.epoch}.safetensors" if best else ""}
-        for file in self._folder.glob("*.safetensors"):
-            if file.name not in keep:
-                file.unlink()
-
-    def restore(self) -> tuple[list[Epoch], Epoch | None, State]:
-        if not self._state.is_file():
-            return [], None, {}
-        record = json.loads(self._state.read_text())
-        history = [Epoch(**e) for e in record["history"]]
-        best = Epoch(**record["best"])
-        self._load(read_tensors(self._folder / f"last-{len(history)}.safetensors"))
-        return history, best, read_tensors(self._folder / f"best-{best.epoch}.safetensors")
-
-    def _tensors(self) -> State:
-        tensors = {f"model.{k}": v for k, v in self._model.state_dict().items()}
-        if self._ema:
-            tensors |= {f"ema.{k}": v for k, v in self._ema.module.state_dict().items()}
-        for i, values in self._optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in values.items()}
-        return _cpu(tensors)
-
-    def _load(self, tensors: State) -> None:
-        def part(prefix: str) -> State:
-            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self._model.load_state_dict(part("model."))
-        if self._ema:
-            self._ema.module.load_state_dict(part("ema."))
-        optimizer = self._optimizer.state_dict()
-        for key, value in part("optimizer.").items():
-            i, name = key.split(".", 1)
-            optimizer["state"].setdefault(int(i), {})[name] = value
-        self._optimizer.load_state_dict(optimizer)
-
-
-def read_tensors(path: Path) -> State:
-    with safe_open(path, "pt") as file:
-        return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

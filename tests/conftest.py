@@ -72,7 +72,7 @@ def tiny(tmp_path_factory) -> Path:
         "latency": {"limit_ms": 1000, "processes": 7},
         "search": {"trials": 2, "epochs": 1, "subset": 1.0, "input_sizes": [64]},
         "select": {"f1_floor": 0.0, "input_size": None},
-        "teacher": {"name": "mobilenetv3_small_050", "weights": "none", "epochs": 2},
+        "teacher": {"name": "mobilenetv3_small_050", "weights": "none", "epochs": 2, "learning_rate": 1e-3},
         "distill": {"epochs": 2, "views": 2},
         "quantize": {"max_f1_drop": 1.0},
     }

@@ -102,6 +102,25 @@ def test_a_teacher_is_tuned_and_the_best_trial_kept(cli, tiny, tmp_path):
     assert record["hyper"]["input_size"] in (64, 96)
 
 
+@pytest.mark.slow
+def test_a_teacher_of_other_classes_is_refused(cli, tiny, tmp_path):
+    other = tmp_path / "teacher.safetensors"
+    save_file(timm.create_model(NETWORK, num_classes=3).state_dict(), other, {"classes": '["cat", "dog", "bird"]'})
+    settings = ("--set", "student.model=cpu_small", "--set", f"teacher.weights={other}")
+    found = cli("teach", "-c", tiny, "--run-dir", tmp_path / "r", *settings)
+    assert found.returncode == 2, found.stderr
+    assert "a teacher of other classes (cat, dog, bird) than the data's (checks, dots, stripes)" in found.stderr
+
+
+@pytest.mark.slow
+def test_a_teacher_that_diverges_at_once_says_where_and_what_to_lower(cli, tiny, tmp_path):
+    settings = ("--set", "student.model=cpu_small", "--set", "teacher.learning_rate=1e30")
+    found = cli("teach", "-c", tiny, "--run-dir", tmp_path / "r", *settings)
+    assert found.returncode == 2, found.stderr
+    assert "is no number any more" in found.stderr or "are no numbers any more" in found.stderr
+    assert "lower teacher.learning_rate" in found.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "setting", "text"),
     [

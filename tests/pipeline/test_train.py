@@ -8,9 +8,10 @@ import torch
 
 from models.build import build
 from models.spec import ModelSpec
+from pipeline.errors import EnvironmentProblem
 from pipeline.inputs import Arrays, predict
 from pipeline.losses import CrossEntropy, class_weights, distillation, epoch_order
-from pipeline.probe import classifier_of, make_ready
+from pipeline.probe import classifier_of, fit_classifier
 from pipeline.train import Recipe, fit
 from pipeline.views import Augment, View, crop
 
@@ -90,12 +91,39 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_best_so_far(arrays):
         return torch.nn.functional.cross_entropy(logits, labels) * (float("nan") if view == 2 else 1.0)
 
     result = run(arrays, loss=explode)
+    assert result.diverged == "the loss is no number any more at step 1 of epoch 3"
     assert len(result.history) == 3
     assert result.best.epoch in (0, 1)
     assert all(torch.isfinite(v).all() for v in result.state.values())
 
 
 LABELS = np.array([0] * 6 + [1] * 2)
+
+
+class Hungry(torch.nn.Module):
+    """Out of memory with more than 5 images, in the words of torch's allocator on a CPU."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        if self.training and len(x) > 5:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")
+        return self.body(x)
+
+
+def test_out_of_memory_names_the_batch_that_fits(arrays):
+    with pytest.raises(EnvironmentProblem, match=r"batch of 16 images; one of 4 fits"):
+        fit(Hungry(build(SPEC, seed=1)), arrays, RECIPE, 3, 3)
+
+
+def test_another_error_of_torch_is_left_as_it_is(arrays):
+    def wrong(logits, targets, indices, view):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run(arrays, loss=wrong)
 
 
 def test_class_weights_by_inverse_frequency_and_by_effective_number():
@@ -211,9 +239,9 @@ HEADED = ModelSpec.parse(
 
 def test_a_classifier_is_fitted_to_the_features_that_are_there(arrays):
     model = build(HEADED, seed=1)
-    body = {k: v.clone() for k, v in model[0].state_dict().items() if k.endswith("weight")}
+    body = {k: v.clone() for k, v in model[0].state_dict().items()}
     same_scale = replace(arrays, train=arrays.val, train_labels=arrays.val_labels)
-    make_ready(model, same_scale, balanced=True)
+    fit_classifier(model, same_scale, balanced=True)
     guesses = predict(model, arrays.val, arrays).argmax(1)
     assert (guesses == arrays.val_labels).mean() > 0.9
     assert all(torch.equal(v, model[0].state_dict()[k]) for k, v in body.items())
@@ -223,7 +251,7 @@ def test_two_classes_and_a_class_without_an_image_get_a_classifier_too(arrays):
     two = arrays.train_labels < 2
     some = replace(arrays, train=arrays.train[two], train_labels=arrays.train_labels[two])
     model = build(HEADED, seed=1)
-    make_ready(model, some, balanced=True)
+    fit_classifier(model, some, balanced=True)
     kept = arrays.val_labels < 2
     guesses = predict(model, arrays.val[kept], arrays).argmax(1)
     assert (guesses == arrays.val_labels[kept]).mean() > 0.9
@@ -234,5 +262,13 @@ def test_a_model_without_a_linear_classifier_is_left_as_it_is(arrays):
     model = build(SPEC, seed=1)
     assert classifier_of(model) is None
     before = model[-1][0].weight.clone()
-    make_ready(model, arrays, balanced=True)
+    fit_classifier(model, arrays, balanced=True)
     assert torch.equal(model[-1][0].weight, before)
+
+
+def test_batch_norms_of_a_pretrained_network_keep_their_statistics_and_learn_their_weights(arrays):
+    model = build(HEADED, seed=1)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = fit(model, arrays, replace(RECIPE, epochs=1, ema=False, pretrained=True), 3, 3).state
+    assert all(torch.equal(state[k], v) for k, v in before.items() if "running" in k)
+    assert not torch.equal(state["0.1.weight"], before["0.1.weight"])

@@ -1,0 +1,143 @@
+"""How fast a student trains, beside a plain loop and beside the bare step.
+
+`python ci/bench/train_bench.py [--images FOLDER] [--model cpu_small] [--rounds N]`. Three arms in turn, each the same
+network, batch and optimizer for the same number of steps: plain (torchvision's ImageFolder and transforms, a DataLoader
+with a worker a core, NCHW), ours (`pipeline.train.fit`: decoded images kept, crops in batches, channels last), and bare
+(ours with each batch already in memory). Without FOLDER: drawn JPEGs of 512 x 384. Table on screen, JSON beside.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from PIL import Image
+from torch import nn
+
+from export.preprocess import Preprocess
+from latency.host import this_host
+from models import torchvision_ops
+from models.build import build
+from models.spec import ModelSpec
+from pipeline.checkpoint import pixels
+from pipeline.data import scan
+from pipeline.images import decoded, train_size
+from pipeline.inputs import Arrays, pick_device
+from pipeline.train import Recipe, fit
+from pipeline.views import View
+
+torchvision_ops.ensure()
+
+from torchvision import transforms  # noqa: E402
+from torchvision.datasets import ImageFolder  # noqa: E402
+
+BATCH, STEPS, CLASSES = 32, 30, 6
+
+
+def draw(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", BATCH * STEPS // CLASSES), ("val", 4)):
+        for kind in "abcdef":
+            (folder / split / kind).mkdir(parents=True)
+            for i in range(count):
+                small = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+                photo = small.resize((512, 384), Image.Resampling.BICUBIC)
+                photo.save(folder / split / kind / f"{i:03}.jpg", quality=92)
+
+
+def plain(spec: ModelSpec, folder: Path) -> float:
+    """Images a second of the loop that every tutorial shows, from its second batch on."""
+    steps = [
+        transforms.RandomResizedCrop(spec.input_size, (0.35, 1.0)),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize([0.5] * 3, [0.5] * 3),
+    ]
+    data = ImageFolder(str(folder / "train"), transforms.Compose(steps))
+    loader = torch.utils.data.DataLoader(data, BATCH, shuffle=True, drop_last=True, num_workers=os.cpu_count() or 1)
+    device = pick_device()
+    model = build(spec, seed=0).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    loss, done, began = nn.CrossEntropyLoss(), 0, 0.0
+    for images, labels in loader:
+        value = loss(model(images.to(device)), labels.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        value.item()
+        began = began or time.perf_counter()
+        done += 1
+        if done > STEPS:
+            break
+    return (done - 1) * BATCH / (time.perf_counter() - began)
+
+
+def decode(spec: ModelSpec, folder: Path, cache: Path) -> Arrays:
+    index, size = scan(folder, 0), spec.input_size
+    chosen = np.random.default_rng(0).permutation(len(index.labels("train")))[: BATCH * STEPS]
+    train = decoded(index, "train", Preprocess(train_size(size)), cache)[np.sort(chosen)]
+    labels = np.array(index.labels("train"))[np.sort(chosen)]
+    val = decoded(index, "val", Preprocess(size), cache)[:CLASSES]
+    norm = pixels(spec)
+    return Arrays(train, labels, val, np.array(index.labels("val"))[:CLASSES], norm.mean, norm.std)
+
+
+def ours(spec: ModelSpec, arrays: Arrays) -> float:
+    return fit(build(spec, seed=0), arrays, Recipe(1, "adamw", 1e-3, BATCH, ema=True), 0, CLASSES).best.images_per_s
+
+
+def bare(spec: ModelSpec, arrays: Arrays) -> float:
+    shape = (BATCH, 3, spec.input_size, spec.input_size)
+    ready = torch.rand(shape, device=pick_device()).contiguous(memory_format=torch.channels_last) * 255
+    with patch.object(View, "show", lambda *_: ready):
+        return ours(spec, arrays)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--model", default="cpu_small")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    spec = ModelSpec.load(args.model).with_classes(CLASSES)
+    found: dict[str, list[float]] = {"plain": [], "ours": [], "bare": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.images or Path(scratch) / "photos"
+        if args.images is None:
+            draw(folder)
+        arrays = decode(spec, folder, Path(scratch))
+        arms: dict[str, Any] = {
+            "plain": lambda: plain(spec, folder),
+            "ours": lambda: ours(spec, arrays),
+            "bare": lambda: bare(spec, arrays),
+        }
+        arms["ours"]()  # the kernels of this network are chosen once in a process
+        for i in range(args.rounds):
+            for name in list(arms)[:: 1 if i % 2 else -1]:
+                found[name].append(arms[name]())
+    print(f"{args.model}, {spec.input_size} px, batch {BATCH}, {torch.get_num_threads()} threads, {this_host().cpu}")
+    for name, values in found.items():
+        print(f"{name:6} {np.median(values):6.0f} images/s, {min(values):.0f} to {max(values):.0f}")
+    ratios = {}
+    for name in ("plain", "bare"):
+        ratio = np.array(found["ours"]) / np.array(found[name])
+        print(
+            f"ours / {name}: {np.median(ratio):.2f}, {ratio.min():.2f} to {ratio.max():.2f} over {args.rounds} rounds"
+        )
+        ratios[name] = ratio.tolist()
+    record = {"model": args.model, "images_per_s": found, "ours_over": ratios, "host": this_host().as_dict()}
+    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

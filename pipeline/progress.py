@@ -1,0 +1,92 @@
+"""How far a training has come: its epochs, and the folder from which a killed one goes on."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipeline.files import write_json
+
+State = dict[str, Tensor]
+_STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    epoch: int
+    loss: float
+    val_loss: float
+    f1_macro: float
+    accuracy: float
+    images_per_s: float
+
+
+def on_cpu(state: State) -> State:
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items()}
+
+
+def begun(folder: Path) -> bool:
+    """Whether there is something to go on from."""
+    return (folder / _STATE).is_file()
+
+
+class Checkpoints:
+    """Last and best epoch in a folder; `state.json`, replaced last, names the files that belong together."""
+
+    def __init__(self, folder: Path, model: nn.Module, ema: Any, optimizer: torch.optim.Optimizer) -> None:
+        self._folder, self._model, self._ema, self._optimizer = folder, model, ema, optimizer
+        self._state = folder / _STATE
+
+    def save(self, history: list[Epoch], best: Epoch | None, best_state: State | None) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        last = self._folder / f"last-{len(history)}.safetensors"
+        save_file(self._tensors(), last)
+        if best_state is not None:
+            assert best is not None
+            save_file(best_state, self._folder / f"best-{best.epoch}.safetensors")
+        record = {"history": [asdict(e) for e in history], "best": best and asdict(best)}
+        write_json(self._state, record)
+        keep = {last.name, f"best-{best.epoch}.safetensors" if best else ""}
+        for file in self._folder.glob("*.safetensors"):
+            if file.name not in keep:
+                file.unlink()
+
+    def restore(self) -> tuple[list[Epoch], Epoch | None, State]:
+        if not begun(self._folder):
+            return [], None, {}
+        record = json.loads(self._state.read_text())
+        history = [Epoch(**e) for e in record["history"]]
+        best = Epoch(**record["best"])
+        self._load(read_tensors(self._folder / f"last-{len(history)}.safetensors"))
+        return history, best, read_tensors(self._folder / f"best-{best.epoch}.safetensors")
+
+    def _tensors(self) -> State:
+        tensors = {f"model.{k}": v for k, v in self._model.state_dict().items()}
+        if self._ema:
+            tensors |= {f"ema.{k}": v for k, v in self._ema.module.state_dict().items()}
+        for i, values in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in values.items()}
+        return on_cpu(tensors)
+
+    def _load(self, tensors: State) -> None:
+        def part(prefix: str) -> State:
+            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self._model.load_state_dict(part("model."))
+        if self._ema:
+            self._ema.module.load_state_dict(part("ema."))
+        optimizer = self._optimizer.state_dict()
+        for key, value in part("optimizer.").items():
+            i, name = key.split(".", 1)
+            optimizer["state"].setdefault(int(i), {})[name] = value
+        self._optimizer.load_state_dict(optimizer)
+
+
+def read_tensors(path: Path) -> State:
+    with safe_open(path, "pt") as file:
+        return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
