@@ -138,7 +138,8 @@ class Teacher(Section):
     epochs: Count = 8
     input_size: Size | None = None
     """null: the student's."""
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 2e-4
+    """For a network with weights; from scratch, ten times as much and more."""
     batch: Count = 32
     patience: Count = 3
     """Epochs without a better F1 before it stops."""
