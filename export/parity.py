@@ -78,7 +78,7 @@ def change_interval(labels: np.ndarray, before: np.ndarray, after: np.ndarray, c
     from scipy.stats import bootstrap
 
     def change(truth: np.ndarray, one: np.ndarray, other: np.ndarray, axis: int) -> np.ndarray:
-        return _macro_f1(truth, other, classes, axis) - _macro_f1(truth, one, classes, axis)
+        return macro_f1(truth, other, classes, axis) - macro_f1(truth, one, classes, axis)
 
     if (before == after).all():
         return 0.0, 0.0
@@ -95,7 +95,7 @@ def change_interval(labels: np.ndarray, before: np.ndarray, after: np.ndarray, c
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def _macro_f1(truth: np.ndarray, guesses: np.ndarray, classes: int, axis: int) -> np.ndarray:
+def macro_f1(truth: np.ndarray, guesses: np.ndarray, classes: int, axis: int) -> np.ndarray:
     """As scikit-learn's, along an axis of many resamples at once; a class that nobody is counts as 0."""
     total = np.zeros(np.sum(truth, axis=axis).shape)
     for c in range(classes):

@@ -13,17 +13,19 @@ from torch import Tensor
 
 from export.parity import f1_per_class
 from export.preprocess import Preprocess
+from models.space import Hyper
+from models.spec import ModelSpec
 from pipeline import FORMAT
-from pipeline.checkpoint import pixels, save_student, student_card
+from pipeline.checkpoint import pixels, restore, save_student, student_card
 from pipeline.data import Index
 from pipeline.files import write_json
 from pipeline.find import begin, load_arrays, load_index, load_student, weights_key
 from pipeline.images import decoded, train_size
-from pipeline.inputs import autocast, normalise, pick_device, predict
+from pipeline.inputs import Arrays, autocast, normalise, pick_device, predict
 from pipeline.losses import CrossEntropy, distillation
 from pipeline.stages import Run, Stage
 from pipeline.teach import CHECKPOINTS, augment_of, checked, load_teacher, reporter, summary_of
-from pipeline.train import Loss, Recipe, fit
+from pipeline.train import Fit, Loss, Recipe, fit
 from pipeline.views import View
 
 SOFT_LABELS = "soft-labels"
@@ -49,9 +51,27 @@ def _distill_inputs(run: Run) -> dict[str, Any]:
 
 
 def _distill(run: Run, work: Path) -> dict[str, Any]:
-    config, index = run.config.distill, load_index(run)
     spec, hyper = load_student(run)
-    arrays = load_arrays(run, index, spec.input_size, pixels(spec))
+    classes = load_index(run).classes
+    result = train_student(run, spec, hyper, work)
+    card = student_card(spec, classes, run.config.data.fit)
+    save_student(work / "student.safetensors", result.state, spec, card)
+    for left in (SOFT_LABELS, CHECKPOINTS):
+        shutil.rmtree(work / left, ignore_errors=True)
+    record = {"format": FORMAT, **result.record()}
+    write_json(work / "training.json", record)
+    arrays = student_arrays(run, spec)
+    logits = predict(restore(spec, result.state, work), arrays.val, arrays)
+    return summary_of(record) | {"f1_per_class": f1_per_class(logits, arrays.val_labels, classes)}
+
+
+def student_arrays(run: Run, spec: ModelSpec) -> Arrays:
+    return load_arrays(run, load_index(run), spec.input_size, pixels(spec))
+
+
+def train_student(run: Run, spec: ModelSpec, hyper: Hyper, work: Path) -> Fit:
+    """As the config's `distill` says. work: where checkpoints and the teacher's answers are kept."""
+    config, index = run.config.distill, load_index(run)
     recipe = Recipe(
         config.epochs,
         hyper.optimizer,
@@ -64,28 +84,17 @@ def _distill(run: Run, work: Path) -> dict[str, Any]:
         ema=True,
         views=config.views and min(config.views, config.epochs),
     )
-    loss = _distillation(run, index, recipe, work / SOFT_LABELS) if config.weight else None
-    model = begin(run, spec)
     result = fit(
-        model,
-        arrays,
+        begin(run, spec),
+        student_arrays(run, spec),
         recipe,
         run.config.seed,
         len(index.classes),
-        loss,
+        _distillation(run, index, recipe, work / SOFT_LABELS) if config.weight else None,
         work / CHECKPOINTS,
         reporter(run, "distill", recipe),
     )
-    card = student_card(spec, index.classes, run.config.data.fit)
-    checked(run, "distill", result, "the learning rate (student.learning_rate, or choose another trial)")
-    save_student(work / "student.safetensors", result.state, spec, card)
-    shutil.rmtree(work / SOFT_LABELS, ignore_errors=True)
-    model.load_state_dict(result.state)
-    per_class = f1_per_class(predict(model, arrays.val, arrays), arrays.val_labels, index.classes)
-    shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
-    record = {"format": FORMAT, **result.record()}
-    write_json(work / "training.json", record)
-    return summary_of(record) | {"f1_per_class": per_class}
+    return checked(run, "distill", result, "the learning rate (student.learning_rate, or choose another trial)")
 
 
 def _distillation(run: Run, index: Index, recipe: Recipe, folder: Path) -> Loss:

@@ -178,17 +178,24 @@ def _select_named(run: Run, work: Path) -> dict[str, Any]:
     if best.p90_lower_ms > limit_ms:
         raise NoCandidate(f"{told} is over the limit of {limit_ms:g} ms; raise latency.limit_ms, or name a smaller one")
     run.say(f"select: {told}, {shape.params} parameters")
-    measurement = {"latency_ms": best.p90_ms, "form": best.form, "params": shape.params, "macs": shape.macs}
+    measurement = {
+        "latency_ms": best.p90_ms,
+        "form": best.form,
+        "params": shape.params,
+        "macs": shape.macs,
+        "host": run.host.key,
+    }
     student = {
         "format": FORMAT,
         "trial": None,
         "chosen_by": "config",
-        "measurement": measurement | {"host": run.host.key},
+        "measurement": measurement,
         "hyper": _named_hyper(run).as_dict(),
         "model": spec.document(),
     }
     _write_student(work, student)
-    return {"trial": None, "student": str(run.file("select", "student.yaml")), "table": []}
+    path = str(run.file("select", "student.yaml"))
+    return {"trial": None, "student": path, "measurement": measurement, "table": []}
 
 
 def _write_student(work: Path, student: dict[str, Any]) -> None:

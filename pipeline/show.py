@@ -84,6 +84,10 @@ def show_result(result: dict[str, Any], folder: Path) -> None:
 
 
 def show_choice(summary: dict[str, Any]) -> None:
+    if summary["trial"] is None:
+        found = summary["measurement"]
+        put(f"named by the config: p90 {ms(found['latency_ms'])} ms ({found['form']}) -> {summary['student']}")
+        return
     table = new_table(
         "trained candidates (* on the Pareto front)", "trial", "F1", "p90 ms", "parameters", "px", "why not"
     )
