@@ -249,6 +249,6 @@ BUILDERS: dict[str, Callable[[Any, Any, Args], nn.Module]] = {
     "LCBlock": _lc,
     "GhostBottleneck": _ghost,
     "RepVGG": _rep_vgg,
-    "Timm": lambda cin, out, a: Stages(a["network"], a["until"]),
     "MobileOne": _mobile_one,
+    "Timm": lambda cin, out, a: Stages(a["network"], a["until"]),
 }

@@ -101,10 +101,10 @@ BLOCKS: dict[str, Block] = {
     "GhostBottleneck": Block(
         (_K, Arg("expansion", "ratio"), _OUT, Arg("SE", "flag"), Arg("stride", "positive")), stride_on="first"
     ),
-    # The first stages of a network of timm: only as the first layer; it may come with its weights.
-    "Timm": Block((Arg("network", "name"), Arg("until", "name")), scaled=False, out="timm"),
     "RepVGG": Block((_OUT, Arg("stride", "positive"), _RELU), stride_on="first"),
     "MobileOne": Block((_OUT, _K, Arg("stride", "positive"), _RELU), stride_on="first"),
+    # The first stages of a network of timm: only as the first layer; it may come with its weights.
+    "Timm": Block((Arg("network", "name"), Arg("until", "name")), scaled=False, out="timm"),
 }
 
 

@@ -95,8 +95,8 @@ class Stages(nn.Module):
         from timm.models import create_feature_extractor
 
         whole = timm.create_model(name, pretrained=False, num_classes=0)
-        stages = _stages(whole)
         if until not in dict(whole.named_modules()) or not until:
+            stages = _stages(whole)
             raise SpecError(f"until: {name} has no stage {until!r}{nearest(until, stages)}; it has {', '.join(stages)}")
         for module in whole.modules():
             if hasattr(module, "reparameterize") or hasattr(module, "fuse"):  # stay whole, to be fused before export

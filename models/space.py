@@ -116,7 +116,7 @@ class SearchSpace:
     def combinations(self) -> list[dict[str, Any]]:
         """Every combination of its choices, as a trial's parameters. Raises SpecError for a range of floats."""
         names: dict[str, list[Any]] = {}
-        for name, choice in _named_choices(self.document):
+        for _, name, choice in _choices(self.document):
             values = _all_of(choice)
             if values is None:
                 raise SpecError(f"{self.source}: {name}: a range of floats has no end of values; list those to try")
@@ -198,14 +198,6 @@ def _all_of(choice: Any) -> list[Any] | None:
     return None if _has_float(choice) else list(range(choice["low"], choice["high"] + 1, choice.get("step", 1)))
 
 
-def _named_choices(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The choices under the names that a trial has for them."""
-    yield from document["hyper"].items()
-    yield from document["model"].items()
-    for module in [*document["modules"], document["head"] | {"name": "head"}]:
-        yield from ((f"{module['name']}/{k}", v) for k, v in module["params"].items())
-
-
 def _has_float(choice: dict[str, Any]) -> bool:
     return any(isinstance(choice[k], float) for k in ("low", "high", "step") if k in choice)
 
@@ -224,7 +216,7 @@ def _check(document: Any, source: str) -> None:
         raise SpecError(f"{source}: format: expected 1, got {document['format']!r}")
     _same_keys(document["hyper"], _HYPER, f"{source}: hyper")
     _same_keys(document["model"], _MODEL, f"{source}: model")
-    for where, choice in _choices(document):
+    for where, _, choice in _choices(document):
         _check_choice(choice, f"{source}: {where}")
     for module in document["modules"]:
         where = f"{source}: module {module.get('name', '?')}"
@@ -241,12 +233,14 @@ def _check(document: Any, source: str) -> None:
         _check_layer(kind, args, {**document["head"]["params"], "classes": 1}, f"{source}: head")
 
 
-def _choices(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _choices(document: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """(where it stands, what a trial calls it, the choice)"""
     for part in ("hyper", "model"):
-        yield from ((f"{part}.{k}", v) for k, v in document[part].items())
+        yield from ((f"{part}.{k}", k, v) for k, v in document[part].items())
     for module in document["modules"]:
-        yield from ((f"module {module['name']}: {k}", v) for k, v in module["params"].items())
-    yield from ((f"head: {k}", v) for k, v in document["head"]["params"].items())
+        name = module["name"]
+        yield from ((f"module {name}: {k}", f"{name}/{k}", v) for k, v in module["params"].items())
+    yield from ((f"head: {k}", f"head/{k}", v) for k, v in document["head"]["params"].items())
 
 
 def _check_choice(choice: Any, where: str) -> None:

@@ -24,6 +24,11 @@ def pixels(spec: ModelSpec) -> Normalisation:
     return normalisation(spec.network) if spec.network else _PIXELS
 
 
+def is_pretrained(spec: ModelSpec, weights: str) -> bool:
+    """Whether a student begins with a network of timm that has learnt before. weights: `student.weights`."""
+    return spec.network is not None and weights != "none"
+
+
 def student_card(spec: ModelSpec, classes: tuple[str, ...], fit: str) -> ModelCard:
     """The card of a student at its spec's input size. fit: see Preprocess."""
     norm = pixels(spec)

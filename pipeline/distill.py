@@ -16,7 +16,7 @@ from export.preprocess import Preprocess
 from models.space import Hyper
 from models.spec import ModelSpec
 from pipeline import FORMAT
-from pipeline.checkpoint import pixels, restore, save_student, student_card
+from pipeline.checkpoint import is_pretrained, pixels, restore, save_student, student_card
 from pipeline.data import Index
 from pipeline.files import write_json
 from pipeline.find import begin, load_arrays, load_index, load_student, weights_key
@@ -80,7 +80,7 @@ def train_student(run: Run, spec: ModelSpec, hyper: Hyper, work: Path) -> Fit:
         augment_of(config.augment.model_copy(update={"n_select": hyper.n_select})),
         warmup_epochs=max(1, config.epochs // 20),
         balance=run.config.data.balance,
-        pretrained=spec.network is not None and run.config.student.weights != "none",
+        pretrained=is_pretrained(spec, run.config.student.weights),
         ema=True,
         views=config.views and min(config.views, config.epochs),
     )

@@ -18,7 +18,7 @@ from models.pretrained import Normalisation, check_weights, load_stages
 from models.space import Hyper
 from models.spec import ModelSpec
 from pipeline import FORMAT, demo_data
-from pipeline.checkpoint import pixels, student_card
+from pipeline.checkpoint import is_pretrained, pixels, student_card
 from pipeline.choose import Row, Rule, choose, pareto
 from pipeline.config import Student, Teacher
 from pipeline.data import Index, list_files, scan
@@ -85,7 +85,7 @@ def weights_key(section: Teacher | Student, name: str) -> str:
 def begin(run: Run, spec: ModelSpec) -> nn.Module:
     """The student as its training begins: weights drawn from the seed, and those of the network that it begins with."""
     model = build(spec, run.config.seed)
-    if spec.network and run.config.student.weights != "none":
+    if spec.network and is_pretrained(spec, run.config.student.weights):
         with online():
             load_stages(model, spec.network, run.config.student.weights, "student")
     return model

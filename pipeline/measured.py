@@ -79,7 +79,7 @@ def forms(
     return found
 
 
-def quantized(file: Path, card: ModelCard, form: Form, host: Host) -> Path:
+def _quantized(file: Path, card: ModelCard, form: Form, host: Host) -> Path:
     """An INT8 file beside the ONNX one, calibrated on noise: as fast as the one that will ship, of no other use."""
     noise = np.random.default_rng(0).integers(0, 256, (_NOISE, card.input_size, card.input_size, 3), dtype=np.uint8)
     name = "openvino-int8-fast" if form.runtime == "openvino" else "onnx-int8"
@@ -118,7 +118,7 @@ class CandidateTimer:
                 if run is None:
                     if not file.is_file():
                         export_onnx(build(spec, seed), card, file)
-                    path = quantized(file, card, form, self._host) if form.precision == "int8" else file
+                    path = _quantized(file, card, form, self._host) if form.precision == "int8" else file
                     measured = self._timer.time(
                         Subject.of(path, form.runtime, form.precision, self._threads), self._plan
                     )

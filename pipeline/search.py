@@ -26,7 +26,7 @@ from models.build import profile
 from models.language import SpecError, canonical_hash
 from models.space import Candidate, SearchSpace
 from models.spec import ModelSpec
-from pipeline.checkpoint import student_card
+from pipeline.checkpoint import is_pretrained, student_card
 from pipeline.config import BuildConfig
 from pipeline.data import Index
 from pipeline.errors import EnvironmentProblem, PipelineError
@@ -212,15 +212,14 @@ def _trained(candidate: Candidate, search: Search, params: dict[str, Any]) -> tu
         return key, json.loads(record.read_text())["f1_macro"]
     config, hyper = search.config, candidate.hyper
     arrays = _subset(search.arrays_for(candidate.spec), config.search.subset, config.seed)
-    augment = Augment(n_select=hyper.n_select)
     recipe = Recipe(
         config.search.epochs,
         hyper.optimizer,
         hyper.learning_rate,
         hyper.batch,
-        augment,
+        Augment(n_select=hyper.n_select),
         balance=config.data.balance,
-        pretrained=candidate.spec.network is not None and config.student.weights != "none",
+        pretrained=is_pretrained(candidate.spec, config.student.weights),
         ema=candidate.spec.network is not None,
     )
     result = fit(search.begin(candidate.spec), arrays, recipe, config.seed, len(search.index.classes))

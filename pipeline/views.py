@@ -50,10 +50,8 @@ class View:
     def draw(cls, count: int, seed: Sequence[int], augment: Augment) -> "View":
         """Inception-style crops: area from `least_area` to 1, aspect ratio from 3/4 to 4/3, flipped half the time."""
         rng = np.random.default_rng(list(seed))
-        area, aspect = (
-            rng.uniform(augment.least_area, 1, count),
-            np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), count)),
-        )
+        area = rng.uniform(augment.least_area, 1, count)
+        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), count))
         width, height = np.minimum(1, np.sqrt(area * aspect)), np.minimum(1, np.sqrt(area / aspect))
         x, y = rng.uniform(-1, 1, count) * (1 - width), rng.uniform(-1, 1, count) * (1 - height)
         flip = rng.choice([-1.0, 1.0], count)
