@@ -128,17 +128,19 @@ def run_search(search: Search) -> dict[str, Any]:
 def _plan_sweep(study: optuna.Study, search: Search, space: SearchSpace, timer: CandidateTimer) -> None:
     """Every combination is measured and put in line: those over the limit, which cost nothing more, then the slowest of
     the others first, for more time mostly buys more F1."""
-    if study.trials:
-        return
     everything = space.combinations()
     search.say(f"search: {len(everything)} combinations, each is measured first")
     measured: list[tuple[float, dict[str, Any]]] = []
     for params in everything:
-        candidate = space.suggest(optuna.trial.FixedTrial(params), len(search.index.classes))
-        card = student_card(candidate.spec, search.index.classes, search.config.data.fit)
-        measured.append((timer.time(candidate.spec, card, search.config.seed)[0].p90_lower_ms, params))
+        try:
+            candidate = space.suggest(optuna.trial.FixedTrial(params), len(search.index.classes))
+            card = student_card(candidate.spec, search.index.classes, search.config.data.fit)
+            measured.append((timer.time(candidate.spec, card, search.config.seed)[0].p90_lower_ms, params))
+        except (SpecError, LatencyError):  # its trial says so
+            measured.append((0.0, params))
     for _, params in sorted(measured, key=lambda m: -m[0]):
-        study.enqueue_trial(params)
+        # A killed run may have put some in line, and what was trained under another limit is in line already.
+        study.enqueue_trial(params, skip_if_exists=True)
 
 
 def summary(study: optuna.Study, config: BuildConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Students with weights, named architectures, tuned teachers, no teacher at all: each as a user runs it."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -56,6 +57,18 @@ def test_a_sweep_measures_all_and_trains_the_slowest_that_keeps_the_limit(swept)
     (trial,) = json.loads((folder / "search" / "trials.json").read_text())["trials"]
     assert {t["form"] for t in trial["timings"]} == {"openvino-f32", "openvino-int8"}
     assert trial["spec"]["backbone"] == f"timm:{NETWORK}"
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_and_under_another_limit_it_is_planned_anew(cli, swept, tiny, tmp_path):
+    begun, settings, _, _ = swept
+    folder = shutil.copytree(begun, tmp_path / "run")
+    more = [s for s in settings if "search.trials" not in s] + ["search.trials=2"]
+    result, _ = done(cli, "search", tiny, folder, *more)
+    assert (result["asked"], result["trained"]) == (2, 2)
+    result, said = done(cli, "search", tiny, folder, *more, "latency.limit_ms=900", "search.trials=4")
+    assert (result["asked"], result["trained"]) == (4, 4)
+    assert "4 combinations, each is measured first" in said
 
 
 @pytest.mark.slow
