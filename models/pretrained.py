@@ -140,6 +140,18 @@ def load_stages(model: nn.Module, name: str, weights: str, section: str) -> None
     own.load_state_dict({k: state[k] for k in own.state_dict()})
 
 
+def freeze_until(model: nn.Module, stage: str, where: str) -> None:
+    """What comes before the end of that stage learns no more, which costs no backward pass either. where: the key of
+    the config that names it. Raises SpecError."""
+    names = [name for name, _ in model.named_parameters()]
+    own = [i for i, name in enumerate(names) if name.startswith(f"{stage}.")]
+    if not own:
+        stages = _stages(model)
+        raise SpecError(f"{where}: no stage {stage!r}{nearest(stage, stages)}; it has {', '.join(stages)}")
+    for parameter in list(model.parameters())[: own[-1] + 1]:
+        parameter.requires_grad_(False)
+
+
 def _stages(whole: nn.Module) -> list[str]:
     """Names at which a cut makes sense: the network's own parts, and the parts of its sequences."""
     found = []

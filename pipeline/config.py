@@ -112,6 +112,8 @@ class Select(Section):
 class Augmentation(Section):
     least_area: Annotated[float, Field(gt=0, le=1)] = 0.35
     """Of a random crop, as a share of the image."""
+    turns: bool = False
+    """Upside down and on its side as well: for photos that have no up."""
     n_select: Annotated[int, Field(ge=0)] = 0
     """Operations of RandAugment on each image."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
@@ -141,6 +143,9 @@ class Teacher(Section):
     learning_rate: Positive = 2e-4
     """For a network with weights; from scratch, ten times as much and more."""
     batch: Count = 32
+    freeze: str | None = None
+    """Stage up to which it keeps the weights that it came with, blocks.2 for example: few photos hardly change these,
+    and training takes half the time."""
     patience: Count = 3
     """Epochs without a better F1 before it stops."""
     augment: Augmentation = Augmentation()

@@ -22,6 +22,7 @@ from pipeline.files import write_json
 from pipeline.find import begin, load_arrays, load_index, load_student, weights_key
 from pipeline.images import decoded, train_size
 from pipeline.inputs import Arrays, autocast, normalise, pick_device, predict
+from pipeline.live import training_bar
 from pipeline.losses import CrossEntropy, distillation
 from pipeline.stages import Run, Stage
 from pipeline.teach import CHECKPOINTS, augment_of, checked, load_teacher, reporter, summary_of
@@ -72,6 +73,7 @@ def student_arrays(run: Run, spec: ModelSpec) -> Arrays:
 def train_student(run: Run, spec: ModelSpec, hyper: Hyper, work: Path) -> Fit:
     """As the config's `distill` says. work: where checkpoints and the teacher's answers are kept."""
     config, index = run.config.distill, load_index(run)
+    learnt = is_pretrained(spec, run.config.student.weights)
     recipe = Recipe(
         config.epochs,
         hyper.optimizer,
@@ -80,20 +82,24 @@ def train_student(run: Run, spec: ModelSpec, hyper: Hyper, work: Path) -> Fit:
         augment_of(config.augment.model_copy(update={"n_select": hyper.n_select})),
         warmup_epochs=max(1, config.epochs // 20),
         balance=run.config.data.balance,
-        pretrained=is_pretrained(spec, run.config.student.weights),
+        pretrained=learnt,
+        fit_classifier=learnt,
         ema=True,
         views=config.views and min(config.views, config.epochs),
     )
-    result = fit(
-        begin(run, spec),
-        student_arrays(run, spec),
-        recipe,
-        run.config.seed,
-        len(index.classes),
-        _distillation(run, index, recipe, work / SOFT_LABELS) if config.weight else None,
-        work / CHECKPOINTS,
-        reporter(run, "distill", recipe),
-    )
+    loss = _distillation(run, index, recipe, work / SOFT_LABELS) if config.weight else None
+    with training_bar("distill") as on_step:
+        result = fit(
+            begin(run, spec),
+            student_arrays(run, spec),
+            recipe,
+            run.config.seed,
+            len(index.classes),
+            loss,
+            work / CHECKPOINTS,
+            reporter(run, "distill", recipe),
+            on_step,
+        )
     return checked(run, "distill", result, "the learning rate (student.learning_rate, or choose another trial)")
 
 

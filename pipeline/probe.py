@@ -18,7 +18,7 @@ from pipeline.inputs import Arrays, normalise
 from pipeline.views import View
 
 _C = 0.02
-"""Inverse strength of the regularisation, for features of unit variance."""
+"""Inverse strength of the regularisation, for features of unit variance and each image seen twice."""
 _BATCH = 64
 
 
@@ -37,9 +37,9 @@ def classifier_of(model: nn.Module) -> nn.Linear | None:
 
 
 @torch.no_grad()
-def fit_classifier(model: nn.Module, arrays: Arrays, balanced: bool) -> None:
-    """Fit the last layer to the training images, each seen whole and mirrored. balanced: rare classes weigh more. A
-    model without a linear classifier is left as it is."""
+def fit_classifier(model: nn.Module, arrays: Arrays, balanced: bool, turns: bool = False) -> None:
+    """Fit the last layer to the training images, each seen whole and mirrored. balanced: rare classes weigh more.
+    turns: seen upside down and on its side as well. A model without a linear classifier is left as it is."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -50,7 +50,8 @@ def fit_classifier(model: nn.Module, arrays: Arrays, balanced: bool) -> None:
     seen: list[Tensor] = []
     hook = classifier.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].float().cpu()))
     every = np.arange(len(arrays.train))
-    for view in (View.whole(len(every), flip) for flip in (1, -1)):
+    symmetries = range(0, 8, 2) if turns else range(2)
+    for view in (View.whole(len(every), symmetry) for symmetry in symmetries):
         for start in range(0, len(every), _BATCH):
             indices = every[start : start + _BATCH]
             x = view.show(arrays.train, indices, arrays.input_size, classifier.weight.device)
@@ -58,8 +59,10 @@ def fit_classifier(model: nn.Module, arrays: Arrays, balanced: bool) -> None:
     hook.remove()
     features = torch.cat(seen).numpy()
     scaler = StandardScaler().fit(features)
-    regression = LogisticRegression(C=_C, max_iter=300, class_weight="balanced" if balanced else None)
-    regression.fit(scaler.transform(features), np.tile(arrays.train_labels, 2))
+    regression = LogisticRegression(
+        C=_C * 2 / len(symmetries), max_iter=300, class_weight="balanced" if balanced else None
+    )
+    regression.fit(scaler.transform(features), np.tile(arrays.train_labels, len(symmetries)))
     weight, bias = regression.coef_ / scaler.scale_, regression.intercept_
     if len(regression.classes_) == 2:  # one row stands for both
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2

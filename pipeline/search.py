@@ -32,6 +32,7 @@ from pipeline.data import Index
 from pipeline.errors import EnvironmentProblem, PipelineError
 from pipeline.files import write_json
 from pipeline.inputs import Arrays
+from pipeline.live import training_bar
 from pipeline.measured import CandidateTimer, forms
 from pipeline.stages import Say
 from pipeline.train import Recipe, fit
@@ -214,6 +215,7 @@ def _trained(candidate: Candidate, search: Search, params: dict[str, Any]) -> tu
         return key, json.loads(record.read_text())["f1_macro"]
     config, hyper = search.config, candidate.hyper
     arrays = _subset(search.arrays_for(candidate.spec), config.search.subset, config.seed)
+    learnt = is_pretrained(candidate.spec, config.student.weights)
     recipe = Recipe(
         config.search.epochs,
         hyper.optimizer,
@@ -221,10 +223,14 @@ def _trained(candidate: Candidate, search: Search, params: dict[str, Any]) -> tu
         hyper.batch,
         Augment(n_select=hyper.n_select),
         balance=config.data.balance,
-        pretrained=is_pretrained(candidate.spec, config.student.weights),
+        pretrained=learnt,
+        fit_classifier=learnt,
         ema=candidate.spec.network is not None,
     )
-    result = fit(search.begin(candidate.spec), arrays, recipe, config.seed, len(search.index.classes))
+    with training_bar("search: a candidate") as on_step:
+        result = fit(
+            search.begin(candidate.spec), arrays, recipe, config.seed, len(search.index.classes), on_step=on_step
+        )
     record.parent.mkdir(exist_ok=True)
     write_json(
         record,

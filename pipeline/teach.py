@@ -19,13 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models.language import canonical_hash
-from models.pretrained import Normalisation, check_name, network, normalisation
+from models.pretrained import Normalisation, check_name, freeze_until, network, normalisation
 from models.spec import ModelSpec
 from pipeline import FORMAT
 from pipeline.config import Augmentation, Teacher
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.find import load_arrays, load_index, load_student, online, weights_key
+from pipeline.live import training_bar
 from pipeline.progress import Epoch
 from pipeline.search import search_space
 from pipeline.stages import Run, Stage
@@ -60,7 +61,13 @@ def build_teacher(run: Run, classes: int, weights: str) -> tuple[nn.Module, Norm
         _check_classes(Path(weights), load_index(run).classes)
     name = run.config.teacher.name
     with online():
-        return network(name, weights, classes, "teacher"), normalisation(name)
+        return _frozen(run, network(name, weights, classes, "teacher")), normalisation(name)
+
+
+def _frozen(run: Run, model: nn.Module) -> nn.Module:
+    if run.config.teacher.freeze:
+        freeze_until(model, run.config.teacher.freeze, "teacher.freeze")
+    return model
 
 
 def _check_classes(weights: Path, classes: tuple[str, ...]) -> None:
@@ -159,15 +166,17 @@ def _try(run: Run, work: Path, study: optuna.Study, trial: optuna.Trial) -> None
             raise optuna.TrialPruned
 
     try:
-        result = fit(
-            model,
-            load_arrays(run, index, hyper["input_size"], norm),
-            recipe,
-            run.config.seed,
-            len(index.classes),
-            checkpoints=work / CHECKPOINTS / canonical_hash(hyper),
-            on_epoch=on_epoch,
-        )
+        with training_bar(name) as on_step:
+            result = fit(
+                model,
+                load_arrays(run, index, hyper["input_size"], norm),
+                recipe,
+                run.config.seed,
+                len(index.classes),
+                checkpoints=work / CHECKPOINTS / canonical_hash(hyper),
+                on_epoch=on_epoch,
+                on_step=on_step,
+            )
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         return
@@ -189,6 +198,7 @@ def _recipe(run: Run, teacher: Teacher, hyper: dict[str, Any]) -> Recipe:
         augment_of(augment),
         balance=run.config.data.balance,
         pretrained=teacher.weights != "none",
+        fit_classifier=teacher.weights != "none",
         ema=True,
         reduced=True,
         patience=teacher.patience,
@@ -237,7 +247,7 @@ def check_before(run: Run) -> None:
     # A download is kept in the hub's cache, so nothing is fetched twice.
     if run.manifest("teach") is None and run.config.distill.weight:
         with online():
-            network(run.config.teacher.name, run.config.teacher.weights, 2, "teacher")
+            _frozen(run, network(run.config.teacher.name, run.config.teacher.weights, 2, "teacher"))
     if run.manifest("distill") is None:
         for name in _student_networks(run):
             weights_key(run.config.student, "student")

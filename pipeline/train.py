@@ -19,7 +19,8 @@ from export.parity import scores
 from latency.lock import timing_lock
 from models import torchvision_ops
 from pipeline.errors import EnvironmentProblem
-from pipeline.inputs import Arrays, autocast, normalise, pick_device, predict
+from pipeline.inputs import Arrays, autocast, keep_freed_memory, normalise, pick_device, predict
+from pipeline.live import OnStep
 from pipeline.losses import Balance, CrossEntropy, epoch_order
 from pipeline.probe import fit_classifier, keep_statistics
 from pipeline.progress import Checkpoints, Epoch, State, begun, on_cpu
@@ -39,9 +40,10 @@ Loss = Callable[[Tensor, Tensor, np.ndarray, int], Tensor]
 class Recipe:
     """How to train.
 
-    optimizer: a name of timm's. pretrained: the network has learnt from other images, see `pipeline.probe`. reduced: in
-    bf16 where the device has it. patience: epochs without a better F1 before it stops, None for never. views: how many
-    sets of crops are drawn; epoch e uses set e modulo views; None: a new set each epoch.
+    optimizer: a name of timm's. pretrained: the network has learnt before, and its batch norms keep their statistics;
+    fit_classifier: its last layer is fitted before all else; see `pipeline.probe`. reduced: in bf16 where the device
+    has it. patience: epochs without a better F1 before it stops, None for never. views: how many sets of crops are
+    drawn; epoch e uses set e modulo views; None: a new set each epoch.
     """
 
     epochs: int
@@ -54,6 +56,7 @@ class Recipe:
     smoothing: float = 0.1
     balance: Balance = "inverse"
     pretrained: bool = False
+    fit_classifier: bool = False
     ema: bool = False
     reduced: bool = False
     patience: int | None = None
@@ -84,15 +87,18 @@ def fit(
     loss: Loss | None = None,
     checkpoints: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_step: OnStep = lambda done, total: None,
 ) -> Fit:
     """Train; `checkpoints` is a folder from which a killed run goes on. The default loss is class-weighted CE."""
     device = pick_device()
+    keep_freed_memory()
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     cross_entropy = CrossEntropy(arrays.train_labels, classes, recipe.balance, recipe.smoothing).to(device)
     loss = loss or (lambda logits, targets, indices, view: cross_entropy(logits, targets))
-    if recipe.pretrained and not (checkpoints and begun(checkpoints)):
+    if recipe.fit_classifier and not (checkpoints and begun(checkpoints)):
         with autocast(device, recipe.reduced):
-            fit_classifier(model, arrays, recipe.balance in ("inverse", "effective", "sampling"))
+            balanced = recipe.balance in ("inverse", "effective", "sampling")
+            fit_classifier(model, arrays, balanced, recipe.augment.turns)
     optimizer = create_optimizer_v2(
         model,
         opt=recipe.optimizer,
@@ -152,6 +158,7 @@ def fit(
                     break
                 updates = epoch * steps + step + 1
                 scheduler.step_update(updates)
+                on_step(updates * recipe.batch, recipe.epochs * steps * recipe.batch)
                 if ema:
                     ema.update(model, step=updates)
             took = time.perf_counter() - began

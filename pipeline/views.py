@@ -21,11 +21,13 @@ from models import torchvision_ops
 class Augment:
     """How much is left to chance.
 
-    least_area: of a crop, as a share of the image. n_select: operations of RandAugment, 0 for none. mixup, cutmix:
-    alpha of the Beta distribution of the shares, 0 for none; with both, either for half of the images.
+    least_area: of a crop, as a share of the image. turns: upside down and on its side as well, for photos that have no
+    up. n_select: operations of RandAugment, 0 for none. mixup, cutmix: alpha of the Beta distribution of the shares, 0
+    for none; with both, either for half of the images.
     """
 
     least_area: float = 0.35
+    turns: bool = False
     n_select: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -33,7 +35,8 @@ class Augment:
 
 @dataclass(frozen=True)
 class View:
-    """For each of n images. boxes: float32 (n, 5), centre x, centre y, half width, half height (-1..1) and flip.
+    """For each of n images. boxes: float32 (n, 4), centre x, centre y, half width, half height (-1..1). symmetry: int64
+    (n,), of the square: mirrored (1), upside down (2), its axes exchanged (4), or the sum of some.
 
     partner: int64 (n,), the image it is mixed with. share: float32 (n,), its own part, 1 where it is not mixed. holes:
     float32 (n, 4), left, top, right, bottom (0..1) of what is cut out for the partner (CutMix); empty: blended (mixup).
@@ -41,6 +44,7 @@ class View:
 
     augment: Augment
     boxes: np.ndarray
+    symmetry: np.ndarray
     partner: np.ndarray
     share: np.ndarray
     holes: np.ndarray
@@ -54,16 +58,20 @@ class View:
         aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), count))
         width, height = np.minimum(1, np.sqrt(area * aspect)), np.minimum(1, np.sqrt(area / aspect))
         x, y = rng.uniform(-1, 1, count) * (1 - width), rng.uniform(-1, 1, count) * (1 - height)
-        flip = rng.choice([-1.0, 1.0], count)
+        symmetry = rng.integers(2, size=count)
         partner, share, holes = _mixtures(rng, count, augment)
-        boxes = np.stack([x, y, width, height, flip], 1).astype(np.float32)
-        return cls(augment, boxes, partner, share, holes, int(rng.integers(2**31)))
+        boxes = np.stack([x, y, width, height], 1).astype(np.float32)
+        seed_of_colours = int(rng.integers(2**31))
+        if augment.turns:
+            symmetry += 2 * rng.integers(4, size=count)
+        return cls(augment, boxes, symmetry, partner, share, holes, seed_of_colours)
 
     @classmethod
-    def whole(cls, count: int, flip: int) -> "View":
-        """Each image as it is, or mirrored (flip: -1)."""
-        boxes = np.tile(np.array([0, 0, 1, 1, flip], np.float32), (count, 1))
-        return cls(Augment(), boxes, np.arange(count), np.ones(count, np.float32), np.zeros((count, 4), np.float32), 0)
+    def whole(cls, count: int, symmetry: int) -> "View":
+        """Each image as it is (0), or in one of its symmetries."""
+        boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (count, 1))
+        turned, nothing = np.full(count, symmetry), np.zeros((count, 4), np.float32)
+        return cls(Augment(), boxes, turned, np.arange(count), np.ones(count, np.float32), nothing, 0)
 
     def show(self, images: np.ndarray, indices: np.ndarray, size: int, device: torch.device) -> Tensor:
         """float32 (len(indices), 3, size, size), 0..255, channels_last, of uint8 images (n, h, w, 3)."""
@@ -96,7 +104,8 @@ class View:
         if self.augment.n_select:
             chosen = _rand_augment(chosen, self.augment.n_select, [self.seed + int(i) for i in indices])
         x = torch.from_numpy(chosen).to(device)
-        return crop(x, torch.from_numpy(self.boxes[indices]).to(device), size)
+        boxes, symmetry = (torch.from_numpy(a[indices]).to(device) for a in (self.boxes, self.symmetry))
+        return crop(x, boxes, symmetry, size)
 
 
 def _mixtures(rng: np.random.Generator, count: int, augment: Augment) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -115,11 +124,16 @@ def _mixtures(rng: np.random.Generator, count: int, augment: Augment) -> tuple[n
     return partner, share.astype(np.float32), holes.astype(np.float32)
 
 
-def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """uint8 (n, h, w, 3) and boxes (n, 5) -> float32 (n, 3, size, size), 0..255, channels_last."""
-    x, y, width, height, flip = boxes.unbind(1)
+def crop(images: Tensor, boxes: Tensor, symmetry: Tensor, size: int) -> Tensor:
+    """uint8 (n, h, w, 3), boxes (n, 4), symmetry (n,) -> float32 (n, 3, size, size), 0..255, channels_last."""
+    x, y, width, height = boxes.unbind(1)
+    across = width * (1 - 2 * (symmetry & 1))
+    down = height * (1 - (symmetry & 2))
+    turned = (symmetry & 4) > 0
     theta = torch.zeros(len(boxes), 2, 3, device=boxes.device)
-    theta[:, 0, 0], theta[:, 0, 2], theta[:, 1, 1], theta[:, 1, 2] = width * flip, x, height, y
+    theta[:, 0, 2], theta[:, 1, 2] = x, y
+    theta[:, 0, 0], theta[:, 1, 1] = across.where(~turned, 0), down.where(~turned, 0)
+    theta[:, 0, 1], theta[:, 1, 0] = across.where(turned, 0), down.where(turned, 0)
     grid = functional.affine_grid(theta, [len(boxes), 3, size, size], align_corners=False)
     return functional.grid_sample(
         images.permute(0, 3, 1, 2).float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False

@@ -43,6 +43,7 @@ def arrays():
     return Arrays(*train, *val, (127.5,) * 3, (127.5,) * 3)
 
 
+CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=4, optimizer="adamw", learning_rate=5e-3, batch=16, ema=True)
 
 
@@ -164,32 +165,38 @@ def test_distillation_loss_is_zero_at_the_teacher_and_scaled_by_the_temperature(
     assert distillation(student, teacher, 2.0).item() == pytest.approx(expected)
 
 
-def test_a_crop_of_the_whole_image_is_the_image():
-    image = torch.randint(0, 256, (2, 24, 24, 3), dtype=torch.uint8)
-    whole = crop(image, torch.tensor([[0.0, 0, 1, 1, 1], [0.0, 0, 1, 1, -1]]), 24)
-    torch.testing.assert_close(whole[0], image[0].permute(2, 0, 1).float(), rtol=0, atol=1e-2)
-    torch.testing.assert_close(whole[1], image[1].flip(1).permute(2, 0, 1).float(), rtol=0, atol=1e-2)
+@pytest.mark.parametrize("symmetry", range(8))
+def test_a_crop_of_the_whole_image_is_the_image_in_that_symmetry(symmetry):
+    image = torch.randint(0, 256, (1, 24, 24, 3), dtype=torch.uint8)
+    whole = crop(image, torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([symmetry]), 24)
+    expected = image[0].permute(2, 0, 1).float()
+    expected = expected.flip([axis for axis, bit in ((2, 1), (1, 2)) if symmetry & bit])
+    expected = expected.transpose(1, 2) if symmetry & 4 else expected
+    torch.testing.assert_close(whole[0], expected, rtol=0, atol=1e-2)
 
 
 def test_a_crop_is_the_same_place_at_another_size():
     """The teacher sees the student's crop at its own size."""
     ramp = np.broadcast_to(np.arange(0, 240, 5, dtype=np.uint8)[None, :, None], (48, 48, 3))
-    box = torch.from_numpy(View.draw(1, (4,), Augment(0.3)).boxes)
-    small, large = (crop(torch.from_numpy(ramp.copy())[None], box, s) for s in (24, 36))
+    view = View.draw(1, (4,), Augment(0.3, turns=True))
+    small, large = (view.show(ramp[None].copy(), np.array([0]), s, CPU) for s in (24, 36))
     assert small.mean().item() == pytest.approx(large.mean().item(), abs=1.0)
 
 
 def test_views_stay_inside_and_follow_their_seed():
-    boxes = View.draw(500, (1, 2), Augment()).boxes
-    x, y, w, h, flip = boxes.T
+    view = View.draw(500, (1, 2), Augment())
+    x, y, w, h = view.boxes.T
     assert (np.abs(x) + w <= 1 + 1e-6).all()
     assert (np.abs(y) + h <= 1 + 1e-6).all()
-    assert set(flip) == {-1.0, 1.0}
-    assert np.array_equal(boxes, View.draw(500, (1, 2), Augment()).boxes)
-    assert not np.array_equal(boxes, View.draw(500, (1, 3), Augment()).boxes)
+    assert np.array_equal(view.boxes, View.draw(500, (1, 2), Augment()).boxes)
+    assert not np.array_equal(view.boxes, View.draw(500, (1, 3), Augment()).boxes)
 
 
-CPU = torch.device("cpu")
+def test_only_photos_without_an_up_are_turned():
+    assert set(View.draw(500, (1, 2), Augment()).symmetry) == {0, 1}
+    assert set(View.draw(500, (1, 2), Augment(turns=True)).symmetry) == set(range(8))
+
+
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
 FULL = {"n_select": 2, "mixup": 0.4, "cutmix": 1.0}
 
