@@ -171,8 +171,10 @@ class Quantize(Section):
     """A file may lose so much macro F1 on val/ against the trained network; more is not shipped."""
     images: Count = 200
     """Training images to calibrate on."""
+    epochs: Annotated[int, Field(ge=0)] = 4
+    """Of training as INT8 (OpenVINO), where that is the fastest but loses too much; 0: none."""
     seconds: Annotated[float, Field(ge=0)] = 60
-    """For finding the layers that must stay in f32, where INT8 is the fastest but loses too much."""
+    """If that does not reach it: for finding the layers that must stay in f32."""
 
 
 class Preflight(Section):

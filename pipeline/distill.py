@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from export.parity import f1_per_class
 from export.preprocess import Preprocess
+from models.pretrained import Normalisation
 from models.space import Hyper
 from models.spec import ModelSpec
 from pipeline import FORMAT
@@ -30,6 +31,9 @@ from pipeline.train import Fit, Loss, Recipe, fit
 from pipeline.views import View
 
 SOFT_LABELS = "soft-labels"
+
+Answers = Callable[[int, np.ndarray], Tensor]
+"""(view, indices of the images) -> logits (n, classes)"""
 
 
 def _distill_inputs(run: Run) -> dict[str, Any]:
@@ -119,28 +123,41 @@ def _distillation(run: Run, index: Index, recipe: Recipe, folder: Path) -> Loss:
     return loss
 
 
-def _asked(run: Run, index: Index, recipe: Recipe) -> Callable[[int, np.ndarray], Tensor]:
-    """(view, indices) -> the teacher's logits on the very views that `fit` draws, at its own size."""
-    device, taught = pick_device(), load_teacher(run)
-    model = taught.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _asked(run: Run, index: Index, recipe: Recipe) -> Answers:
+    """The teacher's, on the very views that `fit` draws, at its own size."""
+    taught = load_teacher(run)
     images = decoded(index, "train", Preprocess(train_size(taught.input_size), run.config.data.fit), run.cache)
+    return answers(taught.model, taught.norm, taught.input_size, images, recipe, run.config.seed, reduced=True)
+
+
+def answers(
+    model: nn.Module,
+    norm: Normalisation,
+    input_size: int,
+    images: np.ndarray,
+    recipe: Recipe,
+    seed: int,
+    reduced: bool = False,
+) -> Answers:
+    """A finished network's, on the views that `fit` draws of these images for this recipe and seed."""
+    device = pick_device()
+    model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @lru_cache(maxsize=1)
     def drawn(view: int) -> View:
-        return View.draw(len(images), (run.config.seed, view), recipe.augment)
+        return View.draw(len(images), (seed, view), recipe.augment)
 
     @torch.no_grad()
     def ask(view: int, indices: np.ndarray) -> Tensor:
-        x = drawn(view).show(images, indices, taught.input_size, device)
-        with autocast(device, reduced=True):
-            return model(normalise(x, taught.norm.mean, taught.norm.std)).float()
+        x = drawn(view).show(images, indices, input_size, device)
+        with autocast(device, reduced):
+            logits: Tensor = model(normalise(x, norm.mean, norm.std))
+        return logits.float()
 
     return ask
 
 
-def _soft_labels(
-    run: Run, ask: Callable[[int, np.ndarray], Tensor], recipe: Recipe, count: int, folder: Path
-) -> list[Tensor]:
+def _soft_labels(run: Run, ask: Answers, recipe: Recipe, count: int, folder: Path) -> list[Tensor]:
     """The teacher's logits (n, classes) for each stored view. One file a view, so that a killed stage goes on."""
     folder.mkdir(exist_ok=True)
     soft = []

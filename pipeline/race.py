@@ -1,6 +1,6 @@
 """The stage `verify`: is every file the network that was trained, and which ships? The fastest that keeps its F1."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +8,18 @@ import numpy as np
 
 from export.artifact import Artifact
 from export.errors import ExportError
-from export.formats import FORMATS
-from export.mixed import CannotReach, Mixture, keep_f1
 from export.onnx_export import deployable
 from export.parity import compare, f1_per_class, logits_of, scores
 from export.portability import on_older_cpu, relies_on
 from latency.host import this_host
 from latency.profile import profile as profile_kernels
 from pipeline import FORMAT
+from pipeline.accuracy import MADE_HERE, Judge, accuracy_control
 from pipeline.candidates import (
     Candidate,
     artifacts,
     check_batches,
     check_f32,
-    run_source,
     split_arrays,
     time_in_turn,
     torch_logits,
@@ -33,8 +31,6 @@ from pipeline.stages import Run, Stage
 
 _ALIKE = 1.03
 """p90s within 3 % of the fastest are not told apart by so few processes: among them the best F1 ships."""
-_QUICK_IMAGES = 32
-"""Enough to rank the layers with."""
 _COSTLY = 3
 """Findings of the profiler that are told of a slow INT8 file."""
 
@@ -61,16 +57,17 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
     network = deployable(restore(spec, state, checkpoint), card)
     reference = torch_logits(network, images)
     torch_f1, torch_accuracy = scores(reference, labels)
-    candidates = [Candidate(n, a, compare(reference, logits_of(a, images), labels)) for n, a in artifacts(run)]
+    floor = torch_f1 - run.config.quantize.max_f1_drop
+    judge = Judge(reference, images, labels, floor)
+    candidates = [judge.candidate(name, artifact) for name, artifact in artifacts(run)]
     if not candidates:
         raise ExportError("no file to race: latency.precisions and latency.runtimes leave none that can be run here")
     check_f32(candidates, reference)
     check_batches(network, card, images)
     run.say(f"verify: the f32 files agree with torch; timing {len(candidates)} forms in turn")
     candidates = time_in_turn(run, candidates)
-    floor = torch_f1 - run.config.quantize.max_f1_drop
     kept = [c for c in candidates if c.parity.f1_macro >= floor]
-    candidates, control = _accuracy_control(run, work, candidates, kept, reference, images, labels, floor)
+    candidates, control = accuracy_control(run, work, candidates, kept, judge)
     kept = [c for c in candidates if c.parity.f1_macro >= floor]
     if not kept:
         raise ExportError(
@@ -114,75 +111,9 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
 
 
 def _shipped_path(run: Run, shipped: Candidate) -> str:
-    """Relative to the run folder; a mixed file still lies in this stage's working folder, which will be `verify`."""
+    """Relative to the run folder; a file made here still lies in the working folder, which will be `verify`."""
     path = shipped.artifact.path
-    return f"verify/{path.name}" if shipped.format == "mixed" else str(path.relative_to(run.folder))
-
-
-def _accuracy_control(
-    run: Run,
-    work: Path,
-    candidates: list[Candidate],
-    kept: list[Candidate],
-    reference: np.ndarray,
-    images: np.ndarray,
-    labels: np.ndarray,
-    floor: float,
-) -> tuple[list[Candidate], list[dict[str, Any]]]:
-    """For a runtime whose INT8 is the fastest but loses too much: layers back to f32. Times all again with it."""
-    told, found = [], list(candidates)
-    best = min((c.p90_ms for c in kept), default=float("inf"))
-    for runtime in run.config.latency.runtimes:
-        int8 = [c for c in candidates if c.artifact.runtime == runtime and c.artifact.precision == "int8"]
-        if not int8 or any(c in kept for c in int8):
-            continue
-        fastest = min(int8, key=lambda c: c.p90_ms)
-        entry: dict[str, Any] = {"runtime": runtime, "budget_s": run.config.quantize.seconds}
-        if fastest.p90_ms >= best:
-            told.append(
-                {**entry, "status": "not tried", "told": f"INT8 takes {fastest.p90_ms:.3f} ms, another {best:.3f}"}
-            )
-            continue
-        run.say(f"verify: {runtime} INT8 loses too much F1; up to {entry['budget_s']:.0f} s for layers back in f32")
-        path = work / f"model-int8-mixed{fastest.artifact.path.suffix}"
-        try:
-            mixture = _mix(run, fastest, path, images, labels, floor)
-        except CannotReach as error:
-            told.append({**entry, "status": "cannot be reached", "told": str(error)})
-            continue
-        artifact = Artifact(path, runtime, "int8")
-        found.append(
-            Candidate("mixed", artifact, compare(reference, logits_of(artifact, images), labels), kept=mixture.kept)
-        )
-        told.append(
-            {
-                **entry,
-                "status": "reached",
-                "told": f"{len(mixture.kept)} of {mixture.layers} layers in f32",
-                **asdict(mixture),
-            }
-        )
-    return (time_in_turn(run, found) if len(found) > len(candidates) else found), told
-
-
-def _mix(run: Run, fastest: Candidate, path: Path, images: np.ndarray, labels: np.ndarray, floor: float) -> Mixture:
-    """The fastest INT8 format of its runtime, with as few layers in f32 as it takes."""
-    source = run_source(run)
-    assert source.images is not None
-    few = replace(source, images=source.images[:_QUICK_IMAGES])
-    runtime = fastest.artifact.runtime
-    full, quick = FORMATS[fastest.format], FORMATS["openvino-int8-fast" if runtime == "openvino" else fastest.format]
-    return keep_f1(
-        source.onnx,
-        runtime,
-        lambda file, keep: quick.write(few, file, keep),
-        lambda file, keep: full.write(source, file, keep),
-        source.images,
-        lambda artifact: scores(logits_of(artifact, images), labels)[0],
-        floor,
-        path,
-        run.config.quantize.seconds,
-    )
+    return f"verify/{path.name}" if shipped.format in MADE_HERE else str(path.relative_to(run.folder))
 
 
 def _row(c: Candidate, shipped: Candidate, kept: list[Candidate], threads: int) -> dict[str, Any]:
@@ -260,4 +191,4 @@ def _portability(artifact: Artifact, images: np.ndarray, labels: np.ndarray, flo
     }
 
 
-VERIFY = Stage("verify", ("export", "quantize"), _inputs, _verify)
+VERIFY = Stage("verify", ("export", "quantize"), _inputs, _verify, resumes=True)

@@ -44,7 +44,7 @@ def show_race(summary: dict[str, Any]) -> None:
         costs = "; ".join(f"{o['operator']} {o['share']:.0%}: {o['advice']}" for o in slow["operators"])
         put(f"{slow['file']} is no faster than f32 ({ms(slow['p90_ms'])} against {ms(slow['f32_p90_ms'])} ms): {costs}")
     for control in summary["accuracy_control"]:
-        put(f"layers back to f32, {control['runtime']}: {control['status']}: {control['told']}")
+        put(f"INT8 that keeps its F1, {control['runtime']}, {control['how']}: {control['status']}: {control['told']}")
     found = summary["portability"]
     if found["images"]:
         put(

@@ -11,6 +11,12 @@ import pytest
 from sklearn.metrics import f1_score
 
 from export import sandbox
+from export.onnx_export import deployable
+from pipeline.accuracy import Judge, accuracy_control
+from pipeline.candidates import artifacts, split_arrays, time_in_turn, torch_logits
+from pipeline.checkpoint import load_checkpoint, restore
+from pipeline.config import load_config
+from pipeline.stages import open_run
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -212,3 +218,32 @@ def test_kill_9_in_each_stage_ends_the_same_way(cli, tiny, finished, tmp_path):
     assert result["verdict"] == whole["verdict"] == "pass"
     assert result["search"] == whole["search"]
     assert [s["name"] for s in result["stages"]] == STAGES
+
+
+@pytest.mark.parametrize("enough", [0.0, 1.01])
+def test_int8_that_loses_too_much_is_trained_as_int8_and_else_mixed(finished, tiny, tmp_path, enough):
+    folder, _ = finished
+    said = []
+    with open_run(folder, load_config(tiny, ["quantize.epochs=2", "quantize.seconds=5"]), said.append) as run:
+        checkpoint = run.file("distill", "student.safetensors")
+        spec, card, state = load_checkpoint(checkpoint)
+        images, labels = split_arrays(run, card, "val")
+        reference = torch_logits(deployable(restore(spec, state, checkpoint), card), images)
+        judge = Judge(reference, images, labels, enough)
+        int8 = [judge.candidate(n, a) for n, a in artifacts(run) if (a.runtime, a.precision) == ("openvino", "int8")]
+        found, told = accuracy_control(run, tmp_path, time_in_turn(run, int8), [], judge)
+    assert [t for t in said if "epoch" in t and "verify: INT8" in t]
+    assert (tmp_path / "model-int8-trained.xml").is_file()
+    assert not (tmp_path / "checkpoints").exists()
+    if enough > 1:
+        assert [(t["how"], t["status"]) for t in told] == [
+            ("training", "missed"),
+            ("layers back to f32", "cannot be reached"),
+        ]
+        assert [c.format for c in found] == [c.format for c in int8]
+    else:
+        assert [(t["how"], t["status"]) for t in told] == [("training", "reached")]
+        trained = found[-1]
+        assert (trained.format, trained.artifact.precision, len(found)) == ("trained", "int8", len(int8) + 1)
+        assert trained.p90_ms > 0
+        assert trained.parity.agreement > 0.5

@@ -1,0 +1,63 @@
+"""Quantization-aware training: the file computes what was trained, and training brings it back to the f32 network."""
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+
+from export.artifact import Artifact
+from export.openvino_export import read_onnx
+from export.parity import logits_of
+from export.qat import save_quantized, with_quantizers
+from pipeline.losses import distillation
+
+
+@pytest.fixture
+def quantized(exported):
+    torch.manual_seed(0)
+    return with_quantizers(exported.model, exported.images[:8], exported.card)
+
+
+def inputs(exported) -> torch.Tensor:
+    return torch.from_numpy(exported.images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def test_the_file_computes_what_the_network_with_quantizers_does(exported, quantized, tmp_path):
+    save_quantized(quantized, exported.card, tmp_path / "model.xml")
+    with torch.no_grad():
+        expected = quantized.eval()(inputs(exported)).numpy()
+    found = logits_of(Artifact(tmp_path / "model.xml", "openvino", "int8"), exported.images)
+    # Rounding to a step of a quantizer may fall to either side; that is a fraction of what quantizing itself changes.
+    change = np.abs(expected - exported.logits).mean()
+    assert np.abs(found - expected).mean() < change
+    assert 0 < change < exported.logits.std()
+
+
+def test_every_convolution_of_the_file_is_quantized(exported, quantized, tmp_path):
+    save_quantized(quantized, exported.card, tmp_path / "model.xml")
+    convolutions = ("Convolution", "GroupConvolution")
+    model = ov.Core().read_model(tmp_path / "model.xml")
+    inner = [op for op in model.get_ordered_ops() if op.get_type_name() in convolutions]
+    assert len(inner) == sum(
+        op.get_type_name() in convolutions for op in read_onnx(exported.folder / "model.onnx").get_ordered_ops()
+    )
+    for op in inner:
+        for i in range(2):
+            source = op.input_value(i).get_node()
+            while source.get_type_name() in ("Reshape", "Multiply", "Subtract", "Convert"):
+                source = source.input_value(0).get_node()
+            assert source.get_type_name() == "FakeQuantize" or source.get_element_type() == ov.Type.i8
+
+
+def test_training_brings_it_nearer_to_the_f32_network(exported, quantized):
+    x, target = inputs(exported), torch.from_numpy(exported.logits)
+    optimizer = torch.optim.Adam(quantized.parameters(), 3e-4)
+    quantized.eval()
+    losses = []
+    for _ in range(12):
+        loss = distillation(quantized(x), target, 1.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
