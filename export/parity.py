@@ -119,3 +119,11 @@ def f1_per_class(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str])
 
     values = f1_score(labels, logits.argmax(1), labels=range(len(classes)), average=None, zero_division=0)
     return dict(zip(classes, map(float, values), strict=True))
+
+
+def confusion(logits: np.ndarray, labels: np.ndarray) -> list[list[int]]:
+    """Images by class (row) and guess (column)."""
+    from sklearn.metrics import confusion_matrix
+
+    found: list[list[int]] = confusion_matrix(labels, logits.argmax(1), labels=range(logits.shape[1])).tolist()
+    return found

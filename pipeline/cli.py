@@ -4,6 +4,7 @@ Results go to stdout, everything else to stderr; with --json the result is one J
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +26,7 @@ from pipeline.cli_latency import (
 from pipeline.cli_tools import data_app, doctor_command, model_app
 from pipeline.edge import (
     ConfigOption,
+    DeviceOption,
     JsonOption,
     RunDirOption,
     SetOption,
@@ -49,8 +51,11 @@ app.command("doctor")(doctor_command)
 
 
 @contextlib.contextmanager
-def _opened(config: str | None, overrides: list[str] | None, folder: Path | None, default: str | None) -> Iterator[Any]:
+def _opened(
+    config: str | None, overrides: list[str] | None, folder: Path | None, default: str | None, device: str = "auto"
+) -> Iterator[Any]:
     """A Run from -c, or from the config in --run-dir, or from the default config."""
+    os.environ["EDGEBUILD_DEVICE"] = device  # no key of the config: the same config runs on both
     from pipeline.config import check_config, config_name, load_config, override
     from pipeline.stages import open_run, run_config
 
@@ -72,7 +77,11 @@ def _opened(config: str | None, overrides: list[str] | None, folder: Path | None
 @app.command("run")
 @guarded
 def run_command(
-    config: ConfigOption = None, overrides: SetOption = None, run_dir: RunDirOption = None, as_json: JsonOption = False
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    run_dir: RunDirOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
 ) -> int:
     """Every stage to a verdict: PASS (exit 0), FAIL (1) or INCONCLUSIVE (3). Goes on where it was stopped.
 
@@ -80,7 +89,7 @@ def run_command(
     """
     from pipeline.show import show_result
 
-    with _opened(config, overrides, run_dir, default="demo") as run:
+    with _opened(config, overrides, run_dir, default="demo", device=device) as run:
         from pipeline.run import run_all  # 3 s of torch and timm, which a mistake in the config need not wait for
 
         result = run_all(run)
@@ -93,9 +102,10 @@ def _stage_command(name: str, doc: str, show: str = "show.show_summary") -> None
         config: ConfigOption = None,
         overrides: SetOption = None,
         run_dir: RunDirOption = None,
+        device: DeviceOption = "auto",
         as_json: JsonOption = False,
     ) -> int:
-        _run_stage(name, config, overrides, run_dir, as_json, show)
+        _run_stage(name, config, overrides, run_dir, as_json, show, device)
         return 0
 
     command.__doc__ = doc
@@ -109,8 +119,9 @@ def _run_stage(
     run_dir: Path | None,
     as_json: bool,
     show: str = "show.show_summary",
+    device: str = "auto",
 ) -> dict[str, Any]:
-    with _opened(config, overrides, run_dir, default=None) as run:
+    with _opened(config, overrides, run_dir, default=None, device=device) as run:
         from pipeline.run import run_one
 
         done = run_one(name, run)
@@ -165,13 +176,17 @@ _stage_command(
 @app.command("train")
 @guarded
 def train_command(
-    config: ConfigOption = None, overrides: SetOption = None, run_dir: RunDirOption = None, as_json: JsonOption = False
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    run_dir: RunDirOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
 ) -> int:
     """Train the student without a teacher: distill with distill.weight=0, which the run folder then keeps.
 
     Example: edgebuild train -c build.yaml --set student.model=cpu_small --set distill.epochs=1000
     """
-    _run_stage("distill", config, [*(overrides or []), "distill.weight=0"], run_dir, as_json)
+    _run_stage("distill", config, [*(overrides or []), "distill.weight=0"], run_dir, as_json, device=device)
     return 0
 
 

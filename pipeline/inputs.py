@@ -1,6 +1,7 @@
 """Images on the device, as a network takes them: normalised, channels last."""
 
 import ctypes
+import os
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latency.host import this_host
+from pipeline.errors import EnvironmentProblem
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 """From glibc's malloc.h."""
@@ -32,7 +34,19 @@ class Arrays:
 
 
 def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """As --device says. Raises EnvironmentProblem where that is not there."""
+    asked, able = os.environ.get("EDGEBUILD_DEVICE", "auto"), torch.cuda.is_available()
+    if asked == "cuda" and not able:
+        raise EnvironmentProblem(
+            f"--device cuda: torch {torch.__version__} sees no GPU; take --device auto, or install a torch for CUDA"
+        )
+    return torch.device("cuda" if able and asked != "cpu" else "cpu")
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """A copy; to a GPU by way of pinned memory, so that the next step is prepared while this one computes."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @cache
@@ -48,9 +62,9 @@ def keep_freed_memory() -> None:
 
 
 def autocast(device: torch.device, reduced: bool) -> torch.autocast:
-    """To bf16, if asked, on a GPU, and on a CPU that multiplies in bf16 itself."""
-    able = device.type != "cpu" or this_host().has_bf16
-    return torch.autocast(device.type, torch.bfloat16, enabled=reduced and able)
+    """To bf16: on a GPU always, on a CPU that multiplies in bf16 itself if asked, for small networks are slower there."""
+    enabled = device.type != "cpu" or (reduced and this_host().has_bf16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

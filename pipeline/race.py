@@ -9,7 +9,7 @@ import numpy as np
 from export.artifact import Artifact
 from export.errors import ExportError
 from export.onnx_export import deployable
-from export.parity import compare, f1_per_class, logits_of, scores
+from export.parity import compare, confusion, f1_per_class, logits_of, scores
 from export.portability import on_older_cpu, relies_on
 from latency.host import this_host
 from latency.profile import profile as profile_kernels
@@ -101,6 +101,7 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
             "split": split,
             "selected_on": split == "val",
             "f1_per_class": f1_per_class(final, final_labels, index.classes),
+            "confusion": confusion(final, final_labels),
         },
         "f1_macro_val": shipped.parity.f1_macro,
         "guesses": [index.classes[i] for i in final.argmax(1)],

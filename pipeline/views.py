@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models import torchvision_ops
+from pipeline.inputs import to_device
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,7 @@ class View:
         chosen = images[indices]
         if self.augment.n_select:
             chosen = _rand_augment(chosen, self.augment.n_select, [self.seed + int(i) for i in indices])
-        x = torch.from_numpy(chosen).to(device)
-        boxes, symmetry = (torch.from_numpy(a[indices]).to(device) for a in (self.boxes, self.symmetry))
+        x, boxes, symmetry = (to_device(a, device) for a in (chosen, self.boxes[indices], self.symmetry[indices]))
         return crop(x, boxes, symmetry, size)
 
 

@@ -26,7 +26,7 @@ from latency.host import this_host
 from models.build import profile
 from pipeline.checkpoint import restore
 from pipeline.config import check_config
-from pipeline.distill import student_arrays, train_student
+from pipeline.distill import SOFT_LABELS, student_arrays, train_student
 from pipeline.find import load_index, load_student
 from pipeline.inputs import predict
 from pipeline.run import run_one
@@ -66,8 +66,21 @@ def document(args: argparse.Namespace, arm: Arm, seed: int) -> dict[str, Any]:
         "latency": {"limit_ms": args.limit_ms},
         "search": {"measure": ["openvino-f32", "openvino-bf16", "openvino-int8"]},
         "student": {"weights": str(args.weights), **arm.student},
-        "teacher": {"name": "tf_efficientnet_lite0", "weights": str(args.weights), "input_size": 224, "epochs": 8},
-        "distill": {"epochs": args.epochs, "views": min(16, args.epochs), "weight": 0.7 if arm.teacher else 0.0},
+        "teacher": {
+            "name": "tf_efficientnet_lite0",
+            "weights": str(args.weights),
+            "input_size": 224,
+            "epochs": 10,
+            "patience": 5,
+            "freeze": "blocks.2",
+            "augment": {"least_area": 0.5, "turns": True},
+        },
+        "distill": {
+            "epochs": args.epochs,
+            "views": min(16, args.epochs),
+            "weight": 0.7 if arm.teacher else 0.0,
+            "augment": {"least_area": 0.4, "turns": True, "mixup": 0.2},
+        },
     }
 
 
@@ -96,6 +109,10 @@ def trained(args: argparse.Namespace, teacher: Run, name: str, seed: int) -> dic
         spec, hyper = load_student(own)
     began = time.perf_counter()
     run = replace(teacher, config=config)
+    answers = args.work / f"answers-{args.epochs}-{seed}"  # arms of one seed show the teacher the same views
+    answers.mkdir(exist_ok=True)
+    if not (folder / SOFT_LABELS).exists():
+        (folder / SOFT_LABELS).symlink_to(answers.resolve(), target_is_directory=True)
     result = train_student(run, spec, hyper, folder)
     arrays = student_arrays(run, spec)
     logits = predict(restore(spec, result.state, folder), arrays.val, arrays)
