@@ -62,7 +62,7 @@ def keep_freed_memory() -> None:
 
 
 def autocast(device: torch.device, reduced: bool) -> torch.autocast:
-    """To bf16: on a GPU always, on a CPU that multiplies in bf16 itself if asked, for small networks are slower there."""
+    """To bf16: on a GPU always, on a CPU that multiplies in bf16 itself if asked: small networks are slower there."""
     enabled = device.type != "cpu" or (reduced and this_host().has_bf16)
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 

@@ -37,10 +37,11 @@ _HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Arm:
-    """student: of the config. teacher: whether it has one."""
+    """student: of the config. teacher: whether it has one; live: asked in each epoch, on new views."""
 
     student: dict[str, Any] = field(default_factory=dict)
     teacher: bool = True
+    live: bool = False
 
 
 _PRETRAINED = {"model": str(_HERE / "students" / "pretrained.yaml"), "learning_rate": 3e-4}
@@ -50,11 +51,13 @@ ARMS = {
     "scratch, no teacher": Arm({"model": "cpu_small"}, teacher=False),
     "pretrained": Arm(_PRETRAINED),
     "pretrained, no teacher": Arm(_PRETRAINED, teacher=False),
+    "pretrained, live teacher": Arm(_PRETRAINED, live=True),
     **{name: Arm({"model": str(_HERE / "students" / f"{name}.yaml"), "weights": "none"}) for name in _SMALL},
 }
 PAIRS = [
     ("scratch", "scratch, no teacher"),
     ("pretrained", "pretrained, no teacher"),
+    ("pretrained, live teacher", "pretrained"),
     *((ours, name) for ours in ("scratch", "pretrained") for name in _SMALL),
 ]
 
@@ -77,7 +80,7 @@ def document(args: argparse.Namespace, arm: Arm, seed: int) -> dict[str, Any]:
         },
         "distill": {
             "epochs": args.epochs,
-            "views": min(16, args.epochs),
+            "views": None if arm.live else min(16, args.epochs),
             "weight": 0.7 if arm.teacher else 0.0,
             "augment": {"least_area": 0.4, "turns": True, "mixup": 0.2},
         },

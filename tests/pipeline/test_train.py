@@ -9,7 +9,7 @@ import torch
 from models.build import build
 from models.spec import ModelSpec
 from pipeline.errors import EnvironmentProblem
-from pipeline.inputs import Arrays, predict
+from pipeline.inputs import Arrays, pick_device, predict
 from pipeline.losses import CrossEntropy, class_weights, distillation, epoch_order
 from pipeline.probe import classifier_of, fit_classifier
 from pipeline.train import Recipe, fit
@@ -279,3 +279,11 @@ def test_batch_norms_of_a_pretrained_network_keep_their_statistics_and_learn_the
     state = fit(model, arrays, replace(RECIPE, epochs=1, ema=False, pretrained=True), 3, 3).state
     assert all(torch.equal(state[k], v) for k, v in before.items() if "running" in k)
     assert not torch.equal(state["0.1.weight"], before["0.1.weight"])
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_said(monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.setenv("EDGEBUILD_DEVICE", "cuda")
+    with pytest.raises(EnvironmentProblem, match="--device cuda: torch .* sees no GPU; take --device auto"):
+        pick_device()
