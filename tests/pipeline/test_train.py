@@ -285,5 +285,5 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_said(monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     monkeypatch.setenv("EDGEBUILD_DEVICE", "cuda")
-    with pytest.raises(EnvironmentProblem, match="--device cuda: torch .* sees no GPU; take --device auto"):
+    with pytest.raises(EnvironmentProblem, match=r"--device cuda: torch .* sees no GPU; take --device auto"):
         pick_device()
