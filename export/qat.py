@@ -1,7 +1,6 @@
 """Quantization-aware training, NNCF's part: a torch network that computes as its INT8 file will, and that file."""
 
 import copy
-import logging
 import tempfile
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from export.artifact import ModelCard
-from export.errors import ExportError
 from export.onnx_export import Deployable, deployable, traced
 from export.openvino_export import read_onnx, save_ir
+from export.quantize import nncf_quantize
 
 
 class Quantized(nn.Module):
@@ -30,18 +29,10 @@ class Quantized(nn.Module):
 def with_quantizers(model: nn.Module, images: np.ndarray, card: ModelCard) -> nn.Module:
     """A copy of the network with its re-parameterisable blocks fused and a quantizer at each input of each layer, their
     ranges taken from `images`, uint8 (n, size, size, 3). It can be trained as any other. Raises ExportError."""
-    import nncf
-
-    logging.getLogger("nncf").setLevel(logging.ERROR)
     whole = deployable(model, card)
     with torch.no_grad():
         seen = [whole.normalise(torch.from_numpy(image[None].copy())) for image in images]
-    try:
-        found: nn.Module = nncf.quantize(
-            Quantized(whole.model), nncf.Dataset(seen), preset=nncf.QuantizationPreset.MIXED, subset_size=len(seen)
-        )
-    except (RuntimeError, ValueError, nncf.ValidationError) as error:
-        raise ExportError(f"NNCF cannot put quantizers into the network: {error}") from error
+    found: nn.Module = nncf_quantize(Quantized(whole.model), seen, "the trained network")
     return found
 
 

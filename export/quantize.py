@@ -1,9 +1,12 @@
 """INT8 by static quantization: ONNX Runtime's QDQ, and NNCF on the OpenVINO model. Calibrated on training images."""
 
+import contextlib
+import io
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,21 +75,27 @@ def quantize_openvino(
 ) -> None:
     """NNCF, with full bias correction or the fast one, which loses up to 15 points on small nets. keep: names of layers
     left in f32. Raises ExportError."""
+    model = nncf_quantize(read_onnx(source), [image[None] for image in images], str(source), fast, keep)
+    save_ir(model, card, path)
+
+
+def nncf_quantize(model: Any, samples: Sequence[Any], name: str, fast: bool = True, keep: Sequence[str] = ()) -> Any:
+    """An OpenVINO or torch model with quantizers, their ranges from `samples` of its input. Raises ExportError."""
     import nncf
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     try:
-        model = nncf.quantize(
-            read_onnx(source),
-            nncf.Dataset([image[None] for image in images]),
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(images),
-            fast_bias_correction=fast,
-            ignored_scope=nncf.IgnoredScope(names=list(keep)),
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # a progress bar for each of its steps
+            return nncf.quantize(
+                model,
+                nncf.Dataset(samples),
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(samples),
+                fast_bias_correction=fast,
+                ignored_scope=nncf.IgnoredScope(names=list(keep)),
+            )
     except (RuntimeError, ValueError, nncf.ValidationError) as error:
-        raise ExportError(f"{source}: NNCF cannot quantize it: {error}") from error
-    save_ir(model, card, path)
+        raise ExportError(f"{name}: NNCF cannot quantize it: {error}") from error
 
 
 def layers_of(source: Path, runtime: str) -> list[str]:
