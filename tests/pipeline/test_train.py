@@ -1,5 +1,9 @@
 """Crops, losses and the training loop: what it keeps, and that a killed run goes on as if it had not been."""
 
+import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +18,7 @@ from pipeline.losses import CrossEntropy, class_weights, distillation, epoch_ord
 from pipeline.probe import classifier_of, fit_classifier
 from pipeline.train import Recipe, fit
 from pipeline.views import Augment, View, crop
+from tests.conftest import ROOT
 
 SPEC = ModelSpec.parse(
     {
@@ -287,3 +292,28 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_said(monkeypatch):
     monkeypatch.setenv("EDGEBUILD_DEVICE", "cuda")
     with pytest.raises(EnvironmentProblem, match=r"--device cuda: torch .* sees no GPU; take --device auto"):
         pick_device()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told to keep memory")
+def test_freed_memory_is_kept_for_the_next_step():
+    """Page faults of a process that asks for the same blocks again and again."""
+    code = (
+        "import resource, torch\n"
+        "from pipeline.inputs import keep_freed_memory\n"
+        "{}\n"
+        "torch.ones(20_000_000)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(20): torch.ones(20_000_000)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+
+    def faults(first: str) -> int:
+        env = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(first)], capture_output=True, text=True, check=True, cwd=ROOT, env=env
+        )
+        return int(done.stdout)
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU trains here")
+    assert faults("keep_freed_memory()") < faults("") / 10
