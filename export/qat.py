@@ -3,6 +3,7 @@
 import copy
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -29,6 +30,13 @@ class Quantized(nn.Module):
 def with_quantizers(model: nn.Module, images: np.ndarray, card: ModelCard) -> nn.Module:
     """A copy of the network with its re-parameterisable blocks fused and a quantizer at each input of each layer, their
     ranges taken from `images`, uint8 (n, size, size, 3). It can be trained as any other. Raises ExportError."""
+    from nncf.torch.quantization.extensions import QuantizedFunctionsCPU
+    from nncf.torch.quantization.reference import torch_executor
+
+    # In plain torch. NNCF would compile its own on first use: most of a minute, with a lock that outlives a kill.
+    QuantizedFunctionsCPU._loaded_namespace = SimpleNamespace(
+        Quantize_forward=torch_executor.forward, Quantize_backward=torch_executor.backward
+    )
     whole = deployable(model, card)
     with torch.no_grad():
         seen = [whole.normalise(torch.from_numpy(image[None].copy())) for image in images]

@@ -47,7 +47,7 @@ def network(name: str, weights: str, classes: int, section: str) -> nn.Module:
     weights: hub, none, or the path of a .safetensors file in timm's key names. section: of the config, for messages.
     Raises SpecError for a name or weights that do not fit, ConnectionError where the hub cannot be reached.
     """
-    check_name(name, f"{section}.name")
+    check_name(name, "student.network" if section == "student" else f"{section}.name")
     import timm
 
     logging.getLogger("timm").setLevel(logging.WARNING)

@@ -31,7 +31,7 @@ _BATCH_IMAGES = 16
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file in one precision. format: a key of FORMATS, or `mixed`. kept: layers that went back to f32."""
+    """A file in one precision. format: a key of FORMATS, `trained` or `mixed`. kept: layers that went back to f32."""
 
     format: str
     artifact: Artifact

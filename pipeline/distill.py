@@ -1,6 +1,5 @@
 """The stage `distill`: the student learns from the photos and, where distill.weight is over 0, from the teacher."""
 
-import shutil
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -25,12 +24,12 @@ from pipeline.images import decoded, train_size
 from pipeline.inputs import Arrays, autocast, normalise, pick_device, predict
 from pipeline.live import training_bar
 from pipeline.losses import CrossEntropy, distillation
-from pipeline.stages import Run, Stage
+from pipeline.stages import SCRATCH, Run, Stage
 from pipeline.teach import CHECKPOINTS, augment_of, checked, load_teacher, reporter, summary_of
 from pipeline.train import Fit, Loss, Recipe, fit
 from pipeline.views import View
 
-SOFT_LABELS = "soft-labels"
+SOFT_LABELS = f"{SCRATCH}/soft-labels"
 
 Answers = Callable[[int, np.ndarray], Tensor]
 """(view, indices of the images) -> logits (n, classes)"""
@@ -61,8 +60,6 @@ def _distill(run: Run, work: Path) -> dict[str, Any]:
     result = train_student(run, spec, hyper, work)
     card = student_card(spec, classes, run.config.data.fit)
     save_student(work / "student.safetensors", result.state, spec, card)
-    for left in (SOFT_LABELS, CHECKPOINTS):
-        shutil.rmtree(work / left, ignore_errors=True)
     record = {"format": FORMAT, **result.record()}
     write_json(work / "training.json", record)
     arrays = student_arrays(run, spec)
@@ -127,7 +124,7 @@ def _asked(run: Run, index: Index, recipe: Recipe) -> Answers:
     """The teacher's, on the very views that `fit` draws, at its own size."""
     taught = load_teacher(run)
     images = decoded(index, "train", Preprocess(train_size(taught.input_size), run.config.data.fit), run.cache)
-    return answers(taught.model, taught.norm, taught.input_size, images, recipe, run.config.seed, reduced=True)
+    return answers(taught.model, taught.norm, taught.input_size, images, recipe, run.config.seed, pick_device())
 
 
 def answers(
@@ -137,10 +134,9 @@ def answers(
     images: np.ndarray,
     recipe: Recipe,
     seed: int,
-    reduced: bool = False,
+    device: torch.device,
 ) -> Answers:
     """A finished network's, on the views that `fit` draws of these images for this recipe and seed."""
-    device = pick_device()
     model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @lru_cache(maxsize=1)
@@ -150,7 +146,7 @@ def answers(
     @torch.no_grad()
     def ask(view: int, indices: np.ndarray) -> Tensor:
         x = drawn(view).show(images, indices, input_size, device)
-        with autocast(device, reduced):
+        with autocast(device, reduced=True):
             logits: Tensor = model(normalise(x, norm.mean, norm.std))
         return logits.float()
 
@@ -159,7 +155,7 @@ def answers(
 
 def _soft_labels(run: Run, ask: Answers, recipe: Recipe, count: int, folder: Path) -> list[Tensor]:
     """The teacher's logits (n, classes) for each stored view. One file a view, so that a killed stage goes on."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     soft = []
     for view in range(recipe.views or 0):
         file = folder / f"{view}.safetensors"

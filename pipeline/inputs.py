@@ -44,7 +44,7 @@ def pick_device() -> torch.device:
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """A copy; to a GPU by way of pinned memory, so that the next step is prepared while this one computes."""
+    """To a GPU by way of pinned memory, which it reads itself."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 

@@ -39,7 +39,7 @@ def classifier_of(model: nn.Module) -> nn.Linear | None:
 @torch.no_grad()
 def fit_classifier(model: nn.Module, arrays: Arrays, balanced: bool, turns: bool = False) -> None:
     """Fit the last layer to the training images, each seen whole and mirrored. balanced: rare classes weigh more.
-    turns: seen upside down and on its side as well. A model without a linear classifier is left as it is."""
+    turns: seen whole, upside down and on either side instead. A model without a linear classifier is left as it is."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 

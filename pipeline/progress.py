@@ -49,7 +49,8 @@ class Checkpoints:
         if best_state is not None:
             assert best is not None
             save_file(best_state, self._folder / f"best-{best.epoch}.safetensors")
-        record = {"history": [asdict(e) for e in history], "best": best and asdict(best)}
+        groups = [_plain(group) for group in self._optimizer.state_dict()["param_groups"]]
+        record = {"history": [asdict(e) for e in history], "best": best and asdict(best), "groups": groups}
         write_json(self._state, record)
         keep = {last.name, f"best-{best.epoch}.safetensors" if best else ""}
         for file in self._folder.glob("*.safetensors"):
@@ -62,7 +63,7 @@ class Checkpoints:
         record = json.loads(self._state.read_text())
         history = [Epoch(**e) for e in record["history"]]
         best = Epoch(**record["best"])
-        self._load(read_tensors(self._folder / f"last-{len(history)}.safetensors"))
+        self._load(read_tensors(self._folder / f"last-{len(history)}.safetensors"), record["groups"])
         return history, best, read_tensors(self._folder / f"best-{best.epoch}.safetensors")
 
     def _tensors(self) -> State:
@@ -73,7 +74,7 @@ class Checkpoints:
             tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in values.items()}
         return on_cpu(tensors)
 
-    def _load(self, tensors: State) -> None:
+    def _load(self, tensors: State, groups: list[dict[str, Any]]) -> None:
         def part(prefix: str) -> State:
             return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
@@ -84,7 +85,14 @@ class Checkpoints:
         for key, value in part("optimizer.").items():
             i, name = key.split(".", 1)
             optimizer["state"].setdefault(int(i), {})[name] = value
+        for group, values in zip(optimizer["param_groups"], groups, strict=True):
+            group.update(values)
         self._optimizer.load_state_dict(optimizer)
+
+
+def _plain(group: dict[str, Any]) -> dict[str, Any]:
+    """Options of a group of parameters, among which some optimizers (lamb, adan) count their steps."""
+    return {k: v.item() if isinstance(v, Tensor) else v for k, v in group.items() if k != "params"}
 
 
 def read_tensors(path: Path) -> State:

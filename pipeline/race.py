@@ -26,7 +26,7 @@ from pipeline.candidates import (
 )
 from pipeline.checkpoint import load_checkpoint, restore
 from pipeline.files import write_json
-from pipeline.find import load_index
+from pipeline.find import load_index, load_student
 from pipeline.stages import Run, Stage
 
 _ALIKE = 1.03
@@ -46,10 +46,15 @@ def _inputs(run: Run) -> dict[str, Any]:
         "threads": latency.threads,
         "quantize": run.config.quantize.model_dump(),
         "seed": run.config.seed,
+        # what INT8 is trained with, should it lose too much
+        "hyper": load_student(run)[1].as_dict(),
+        "distill": run.config.distill.model_dump(include={"temperature", "augment"}),
     }
 
 
 def _verify(run: Run, work: Path) -> dict[str, Any]:
+    for left in work.glob("model-*"):  # of a killed run
+        left.unlink()
     index = load_index(run)
     checkpoint = run.file("distill", "student.safetensors")
     spec, card, state = load_checkpoint(checkpoint)
@@ -192,4 +197,4 @@ def _portability(artifact: Artifact, images: np.ndarray, labels: np.ndarray, flo
     }
 
 
-VERIFY = Stage("verify", ("export", "quantize"), _inputs, _verify, resumes=True)
+VERIFY = Stage("verify", ("distill", "export", "quantize"), _inputs, _verify, resumes=True)

@@ -32,6 +32,8 @@ from pipeline.errors import EnvironmentProblem, PipelineError
 from pipeline.files import write_json, write_text
 
 MANIFEST = "manifest.json"
+SCRATCH = "scratch"
+"""In a stage's folder: what it goes on from after a kill, such as checkpoints; gone once the stage is complete."""
 _VERSIONS = ("edgebuild", "torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "optuna", "numpy")
 
 Say = Callable[[str], None]
@@ -183,14 +185,15 @@ def perform(stage: Stage, run: Run) -> Done:
     began = time.perf_counter()
     summary = stage.work(run, work)
     seconds = round(time.perf_counter() - began, 2)
-    files = sorted(p for p in work.rglob("*") if p.is_file() and p.name != MANIFEST)
+    inside = {p.relative_to(work): p for p in sorted(work.rglob("*")) if p.is_file() and p.name != MANIFEST}
+    outputs = {name.as_posix(): sha256(p) for name, p in inside.items() if name.parts[0] != SCRATCH}
     manifest = {
         "format": FORMAT,
         "stage": stage.name,
         "key": key,
         "final": stage.final(summary),
         "inputs": inputs,
-        "outputs": {p.relative_to(work).as_posix(): sha256(p) for p in files},
+        "outputs": outputs,
         "versions": versions(),
         "host": run.host.key,
         "seconds": seconds,
@@ -198,6 +201,7 @@ def perform(stage: Stage, run: Run) -> Done:
     }
     write_json(work / MANIFEST, manifest)
     _replace_folder(work, run.folder / stage.name)
+    shutil.rmtree(run.folder / stage.name / SCRATCH, ignore_errors=True)
     run.say(f"{stage.name}: done in {seconds:.1f} s")
     return Done(stage.name, seconds, False, summary)
 

@@ -5,7 +5,6 @@ trial is the config's own values. The weights of the best epoch of the best tria
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from models.language import canonical_hash
+from models.language import canonical_hash, nearest
 from models.pretrained import Normalisation, check_name, freeze_until, network, normalisation
 from models.spec import ModelSpec
 from pipeline import FORMAT
@@ -29,12 +28,12 @@ from pipeline.find import load_arrays, load_index, load_student, online, weights
 from pipeline.live import training_bar
 from pipeline.progress import Epoch
 from pipeline.search import search_space
-from pipeline.stages import Run, Stage
+from pipeline.stages import SCRATCH, Run, Stage
 from pipeline.train import Fit, Recipe, fit
 from pipeline.views import Augment
 
-CHECKPOINTS = "checkpoints"
-_WEIGHTS = "teacher.safetensors"
+CHECKPOINTS = f"{SCRATCH}/checkpoints"
+_WEIGHTS, _RECORD = "teacher.safetensors", "training.json"
 _CLASSES = "classes"
 _KEYS = ("learning_rate", "epochs", "input_size", "batch", "n_select", "mixup")
 
@@ -96,7 +95,7 @@ class Taught:
 def load_teacher(run: Run) -> Taught:
     model, norm = build_teacher(run, len(load_index(run).classes), "none")
     model.load_state_dict(load_file(run.file("teach", _WEIGHTS)))
-    return Taught(model.eval(), norm, run.read("teach", "training.json")["hyper"]["input_size"])
+    return Taught(model.eval(), norm, run.read("teach", _RECORD)["hyper"]["input_size"])
 
 
 def _teach(run: Run, work: Path) -> dict[str, Any]:
@@ -108,8 +107,8 @@ def _teach(run: Run, work: Path) -> dict[str, Any]:
         load_if_exists=True,
     )
     for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # by a killed process
+        study.enqueue_trial(left.system_attrs.get("fixed_params", {}) | left.params, skip_if_exists=True)
         study.tell(left.number, state=TrialState.FAIL)
-        study.enqueue_trial(left.params)
     if not study.trials:
         study.enqueue_trial(_own(run))
     while sum(t.state.is_finished() and t.state != TrialState.FAIL for t in study.trials) < run.config.teacher.trials:
@@ -118,11 +117,9 @@ def _teach(run: Run, work: Path) -> dict[str, Any]:
         study.sampler = optuna.samplers.TPESampler(multivariate=True, seed=seed, n_startup_trials=4)
         _try(run, work, study, study.ask())
     best = study.best_trial
-    shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
     trials = [{"params": t.params, "f1_macro": t.value, "state": t.state.name.lower()} for t in study.trials]
-    record = json.loads((work / "best.json").read_text())
-    write_json(work / "training.json", record | {"trials": trials})
-    (work / "best.json").unlink()
+    record = json.loads((work / _RECORD).read_text()) | {"trials": trials}
+    write_json(work / _RECORD, record)
     return summary_of(record) | {"hyper": record["hyper"], "trials": len(trials), "best_trial": best.number}
 
 
@@ -177,14 +174,20 @@ def _try(run: Run, work: Path, study: optuna.Study, trial: optuna.Trial) -> None
                 on_epoch=on_epoch,
                 on_step=on_step,
             )
+        checked(run, name, result, "teacher.learning_rate")
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
         return
-    checked(run, name, result, "teacher.learning_rate")
+    except PipelineError as error:
+        if trial.number == 0:  # the config's own values
+            raise
+        run.say(f"{error}; the other trials stand")
+        study.tell(trial, state=TrialState.PRUNED)
+        return
     best = max((t.value for t in study.trials if t.state == TrialState.COMPLETE and t.value is not None), default=-1.0)
     if result.best.f1_macro > best:
         save_file(result.state, work / _WEIGHTS, {_CLASSES: json.dumps(index.classes)})
-        write_json(work / "best.json", {"format": FORMAT, "hyper": hyper, **result.record()})
+        write_json(work / _RECORD, {"format": FORMAT, "hyper": hyper, **result.record()})
     study.tell(trial, result.best.f1_macro)
 
 
@@ -242,8 +245,10 @@ def summary_of(record: dict[str, Any]) -> dict[str, Any]:
 
 def check_before(run: Run) -> None:
     """What can be refused before hours are spent: a network that timm lacks, weights that are missing or do not fit."""
-    check_name(run.config.teacher.name, "teacher.name")
-    weights_key(run.config.teacher, "teacher")
+    _check_optimizer(run.config.student.optimizer)
+    if run.config.distill.weight:
+        check_name(run.config.teacher.name, "teacher.name")
+        weights_key(run.config.teacher, "teacher")
     # A download is kept in the hub's cache, so nothing is fetched twice.
     if run.manifest("teach") is None and run.config.distill.weight:
         with online():
@@ -253,6 +258,13 @@ def check_before(run: Run) -> None:
             weights_key(run.config.student, "student")
             with online():
                 network(name, run.config.student.weights, 2, "student")
+
+
+def _check_optimizer(name: str) -> None:
+    from timm.optim import list_optimizers
+
+    if name not in list_optimizers():
+        raise PipelineError(f"student.optimizer: timm has no {name!r}{nearest(name, list_optimizers())}")
 
 
 def _student_networks(run: Run) -> list[str]:

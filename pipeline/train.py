@@ -5,6 +5,7 @@ Each epoch draws from (seed, epoch) alone, so a run that was killed goes on from
 
 import math
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -88,17 +89,18 @@ def fit(
     checkpoints: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     on_step: OnStep = lambda done, total: None,
+    device: torch.device | None = None,
 ) -> Fit:
-    """Train; `checkpoints` is a folder from which a killed run goes on. The default loss is class-weighted CE."""
-    device = pick_device()
+    """Train; `checkpoints` is a folder from which a killed run goes on. The default loss is class-weighted CE. On a CPU
+    the same seed gives the same weights; on a GPU kernels add up in an order of their own."""
+    device = device or pick_device()
     keep_freed_memory()
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     cross_entropy = CrossEntropy(arrays.train_labels, classes, recipe.balance, recipe.smoothing).to(device)
     loss = loss or (lambda logits, targets, indices, view: cross_entropy(logits, targets))
     if recipe.fit_classifier and not (checkpoints and begun(checkpoints)):
         with autocast(device, recipe.reduced):
-            balanced = recipe.balance in ("inverse", "effective", "sampling")
-            fit_classifier(model, arrays, balanced, recipe.augment.turns)
+            fit_classifier(model, arrays, recipe.balance != "none", recipe.augment.turns)
     optimizer = create_optimizer_v2(
         model,
         opt=recipe.optimizer,
@@ -185,6 +187,7 @@ def _explained(error: Exception, learn: Callable[[np.ndarray], float], indices: 
     """The error itself, or where memory ran out an EnvironmentProblem that names the batch that fits."""
     if not _out_of_memory(error):
         return error
+    traceback.clear_frames(error.__traceback__)  # or the batch that did not fit would still lie there
     fits = len(indices) // 2
     while fits:
         try:
@@ -193,6 +196,7 @@ def _explained(error: Exception, learn: Callable[[np.ndarray], float], indices: 
         except (MemoryError, RuntimeError) as again:
             if not _out_of_memory(again):
                 return again
+            traceback.clear_frames(again.__traceback__)
         fits //= 2
     told = f"one of {fits} fits: lower the batch to that" if fits else "not even a single image fits: lower its size"
     return EnvironmentProblem(f"out of memory in training with a batch of {len(indices)} images; {told}")

@@ -59,7 +59,7 @@ class View:
         aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), count))
         width, height = np.minimum(1, np.sqrt(area * aspect)), np.minimum(1, np.sqrt(area / aspect))
         x, y = rng.uniform(-1, 1, count) * (1 - width), rng.uniform(-1, 1, count) * (1 - height)
-        symmetry = rng.integers(2, size=count)
+        symmetry = 1 - rng.integers(2, size=count)
         partner, share, holes = _mixtures(rng, count, augment)
         boxes = np.stack([x, y, width, height], 1).astype(np.float32)
         seed_of_colours = int(rng.integers(2**31))

@@ -10,7 +10,6 @@ form. Table on screen, JSON beside.
 import argparse
 import json
 import sys
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from scipy.stats import bootstrap
 from export.parity import macro_f1
 from latency.host import this_host
 from models.build import profile
+from models.language import canonical_hash
 from pipeline.checkpoint import restore
 from pipeline.config import check_config
 from pipeline.distill import SOFT_LABELS, student_arrays, train_student
@@ -101,7 +101,9 @@ def taught(args: argparse.Namespace) -> Run:
 
 def trained(args: argparse.Namespace, teacher: Run, name: str, seed: int) -> dict[str, Any]:
     """One arm with one seed: measured, trained, and its guesses on val/."""
-    folder = args.work / f"{name.replace(', ', '-').replace(' ', '-')}-{args.epochs}-{seed}"
+    taught = teacher.output_hash("teach", "teacher.safetensors")
+    key, shared = (canonical_hash([document(args, ARMS[arm], seed), taught]) for arm in (name, "scratch"))
+    folder = args.work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}-{key}"
     record = folder / "record.json"
     if record.is_file():
         found: dict[str, Any] = json.loads(record.read_text())
@@ -110,10 +112,10 @@ def trained(args: argparse.Namespace, teacher: Run, name: str, seed: int) -> dic
     with open_run(folder, config, say) as own:
         chosen = run_one("select", own)  # over the limit: refused
         spec, hyper = load_student(own)
-    began = time.perf_counter()
     run = replace(teacher, config=config)
-    answers = args.work / f"answers-{args.epochs}-{seed}"  # arms of one seed show the teacher the same views
+    answers = args.work / f"answers-{seed}-{shared}"  # arms of one seed show the teacher the same views
     answers.mkdir(exist_ok=True)
+    (folder / SOFT_LABELS).parent.mkdir(exist_ok=True)
     if not (folder / SOFT_LABELS).exists():
         (folder / SOFT_LABELS).symlink_to(answers.resolve(), target_is_directory=True)
     result = train_student(run, spec, hyper, folder)
@@ -123,7 +125,7 @@ def trained(args: argparse.Namespace, teacher: Run, name: str, seed: int) -> dic
         "guesses": logits.argmax(1).tolist(),
         "labels": arrays.val_labels.tolist(),
         "f1_macro": result.best.f1_macro,
-        "minutes": (time.perf_counter() - began) / 60,
+        "minutes": sum(len(arrays.train) / e.images_per_s for e in result.history) / 60,
         "params": profile(spec).params,
         "input_size": spec.input_size,
         "p90_ms": chosen.summary["measurement"]["latency_ms"],

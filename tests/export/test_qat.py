@@ -49,15 +49,19 @@ def test_every_convolution_of_the_file_is_quantized(exported, quantized, tmp_pat
             assert source.get_type_name() == "FakeQuantize" or source.get_element_type() == ov.Type.i8
 
 
-def test_training_brings_it_nearer_to_the_f32_network(exported, quantized):
+def test_training_brings_it_back_to_the_f32_network(exported, quantized):
+    """From weights that are a little off, as rounding leaves them."""
     x, target = inputs(exported), torch.from_numpy(exported.logits)
-    optimizer = torch.optim.Adam(quantized.parameters(), 3e-4)
+    with torch.no_grad():
+        for weight in quantized.model.parameters():
+            weight += 0.1 * weight.abs().mean() * torch.randn_like(weight)
+    optimizer = torch.optim.Adam(quantized.parameters(), 1e-4)
     quantized.eval()
     losses = []
-    for _ in range(12):
+    for _ in range(20):
         loss = distillation(quantized(x), target, 1.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < losses[0] / 2

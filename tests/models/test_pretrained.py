@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from models import torchvision_ops
 from models.build import build, profile
 from models.language import SpecError
-from models.pretrained import load_stages
+from models.pretrained import freeze_until, load_stages
 from models.spec import ModelSpec
 
 torchvision_ops.ensure()
@@ -89,3 +89,23 @@ def test_until_and_head_belong_to_a_network_of_timm():
         ModelSpec.parse({"INPUT_SIZE": [64, 64], "backbone": [[1, "Conv", [8, 3]]], "until": "blocks.1"})
     with pytest.raises(SpecError, match="expected once, as the first layer"):
         ModelSpec.parse({"INPUT_SIZE": [64, 64], "backbone": [[1, "Conv", [3, 3]], [1, "Timm", ["lcnet_050", "bn1"]]]})
+
+
+def test_what_is_frozen_learns_nothing_and_what_follows_does():
+    model = timm.create_model("mobilenetv3_small_050", num_classes=3)
+    freeze_until(model, "blocks.2", "teacher.freeze")
+    before = {k: v.clone() for k, v in model.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    model(torch.randn(4, 3, 64, 64)).square().sum().backward()
+    optimizer.step()
+    changed = {k for k, v in model.named_parameters() if not torch.equal(v, before[k])}
+    assert not [k for k in changed if k.startswith(("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2"))]
+    assert {"blocks.3.0.conv_pw.weight", "classifier.weight"} <= changed
+
+
+def test_a_stage_to_freeze_that_does_not_exist_is_named():
+    model = timm.create_model("mobilenetv3_small_050", num_classes=3)
+    with pytest.raises(
+        SpecError, match=r"teacher\.freeze: no stage 'blocks\.22' \(did you mean 'blocks\.2'\?\); it has conv_stem"
+    ):
+        freeze_until(model, "blocks.22", "teacher.freeze")

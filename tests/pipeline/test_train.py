@@ -69,7 +69,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb"])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(arrays, tmp_path, optimizer):
     recipe = replace(RECIPE, optimizer=optimizer, augment=Augment(n_select=2, mixup=0.2, cutmix=1.0))
     whole = run(arrays, recipe)
