@@ -91,7 +91,7 @@ class Stages(nn.Module):
         super().__init__()
         check_name(name, "backbone")
         import timm
-        from timm.layers import register_notrace_module
+        from timm.layers import AvgPool2dSame, Conv2dSame, register_notrace_module
         from timm.models import create_feature_extractor
 
         whole = timm.create_model(name, pretrained=False, num_classes=0)
@@ -99,7 +99,9 @@ class Stages(nn.Module):
             stages = _stages(whole)
             raise SpecError(f"until: {name} has no stage {until!r}{nearest(until, stages)}; it has {', '.join(stages)}")
         for module in whole.modules():
-            if hasattr(module, "reparameterize") or hasattr(module, "fuse"):  # stay whole, to be fused before export
+            # Stay whole: some to be fused before export, some whose padding hangs on the size of the image.
+            same = isinstance(module, AvgPool2dSame | Conv2dSame)
+            if same or hasattr(module, "reparameterize") or hasattr(module, "fuse"):
                 register_notrace_module(type(module))
         try:
             with warnings.catch_warnings():

@@ -132,7 +132,7 @@ def _learn_as_int8(run: Run, work: Path, path: Path) -> None:
         )
     checked(run, "verify: INT8", result, "student.learning_rate")
     network.load_state_dict(result.state)
-    save_quantized(network, card, path)
+    save_quantized(network, card, images, path)
 
 
 def _mix(run: Run, work: Path, fastest: Candidate, judge: Judge) -> tuple[Candidate | None, dict[str, Any]]:

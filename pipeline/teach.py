@@ -264,7 +264,9 @@ def _check_optimizer(name: str) -> None:
     from timm.optim import list_optimizers
 
     if name not in list_optimizers():
-        raise PipelineError(f"student.optimizer: timm has no {name!r}{nearest(name, list_optimizers())}")
+        raise PipelineError(
+            f"student.optimizer: timm has no {name!r}{nearest(name, [str(n) for n in list_optimizers()])}"
+        )
 
 
 def _student_networks(run: Run) -> list[str]:

@@ -1,8 +1,8 @@
 """What a teacher gains, and our students beside timm's small networks: macro F1 on the same validation photos.
 
 `python ci/bench/students_bench.py --data FOLDER --weights tf_efficientnet_lite0.safetensors [--epochs 40] [--seeds 3]
-[--arms NAME ...] [--work FOLDER]`. One teacher; then every arm with every seed, the same recipe, every arm within
---limit-ms. Differences of the means over the seeds come with a 95 % interval: the photos are drawn again, with the
+[--arms NAME ...] [--work FOLDER]`. The config `trashnet`, its teacher once; then every arm with every seed, within
+--limit-ms, the pretrained for a third of the epochs. Differences of the means over the seeds come with a 95 % interval: the photos are drawn again, with the
 guesses of both arms. A killed run goes on; what is finished is kept in the work folder. --epochs 8 --seeds 1 is a short
 form. Table on screen, JSON beside.
 """
@@ -10,7 +10,7 @@ form. Table on screen, JSON beside.
 import argparse
 import json
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from export.parity import macro_f1
 from latency.host import this_host
 from models.build import profile
 from models.language import canonical_hash
+from models.space import Hyper
+from models.spec import ModelSpec
 from pipeline.checkpoint import restore
-from pipeline.config import check_config
+from pipeline.config import BuildConfig, load_config
 from pipeline.distill import SOFT_LABELS, student_arrays, train_student
 from pipeline.find import load_index, load_student
 from pipeline.inputs import predict
@@ -37,22 +39,36 @@ _HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Arm:
-    """student: of the config. teacher: whether it has one; live: asked in each epoch, on new views."""
+    """student: settings of the config. teacher: whether it has one; live: asked in each epoch, on new views."""
 
-    student: dict[str, Any] = field(default_factory=dict)
+    student: dict[str, Any]
     teacher: bool = True
     live: bool = False
+    shorter: int = 1
 
 
-_PRETRAINED = {"model": str(_HERE / "students" / "pretrained.yaml"), "learning_rate": 3e-4}
+@dataclass(frozen=True)
+class Chosen:
+    """An arm's student, within the limit."""
+
+    spec: ModelSpec
+    hyper: Hyper
+    p90_ms: float
+    form: str
+
+
+_SCRATCH = {"student.model": "cpu_small"}
+_PRETRAINED = {"student.model": str(_HERE / "students" / "pretrained.yaml"), "student.learning_rate": 3e-4}
+_LEARNT = 3
+"""A network that has learnt before needs fewer epochs: this many times."""
 _SMALL = ("mobilenetv3_small_050", "lcnet_050", "mobilenetv4_conv_small_050")
 ARMS = {
-    "scratch": Arm({"model": "cpu_small"}),
-    "scratch, no teacher": Arm({"model": "cpu_small"}, teacher=False),
-    "pretrained": Arm(_PRETRAINED),
-    "pretrained, no teacher": Arm(_PRETRAINED, teacher=False),
-    "pretrained, live teacher": Arm(_PRETRAINED, live=True),
-    **{name: Arm({"model": str(_HERE / "students" / f"{name}.yaml"), "weights": "none"}) for name in _SMALL},
+    "scratch": Arm(_SCRATCH),
+    "scratch, no teacher": Arm(_SCRATCH, teacher=False),
+    "pretrained": Arm(_PRETRAINED, shorter=_LEARNT),
+    "pretrained, no teacher": Arm(_PRETRAINED, teacher=False, shorter=_LEARNT),
+    "pretrained, live teacher": Arm(_PRETRAINED, live=True, shorter=_LEARNT),
+    **{n: Arm({"student.model": str(_HERE / "students" / f"{n}.yaml"), "student.weights": "none"}) for n in _SMALL},
 }
 PAIRS = [
     ("scratch", "scratch, no teacher"),
@@ -62,29 +78,25 @@ PAIRS = [
 ]
 
 
-def document(args: argparse.Namespace, arm: Arm, seed: int) -> dict[str, Any]:
-    return {
+def config_of(args: argparse.Namespace, arm: Arm, seed: int) -> BuildConfig:
+    """`trashnet`, with the arm's student, and as many stored views an epoch as there."""
+    epochs = max(1, args.epochs // arm.shorter)
+    settings = {
         "seed": seed,
-        "data": {"root": str(args.data)},
-        "latency": {"limit_ms": args.limit_ms},
-        "search": {"measure": ["openvino-f32", "openvino-bf16", "openvino-int8"]},
-        "student": {"weights": str(args.weights), **arm.student},
-        "teacher": {
-            "name": "tf_efficientnet_lite0",
-            "weights": str(args.weights),
-            "input_size": 224,
-            "epochs": 10,
-            "patience": 5,
-            "freeze": "blocks.2",
-            "augment": {"least_area": 0.5, "turns": True},
-        },
-        "distill": {
-            "epochs": args.epochs,
-            "views": None if arm.live else min(16, args.epochs),
-            "weight": 0.7 if arm.teacher else 0.0,
-            "augment": {"least_area": 0.4, "turns": True, "mixup": 0.2},
-        },
+        "data.root": str(args.data),
+        "latency.limit_ms": args.limit_ms,
+        "teacher.weights": str(args.weights),
+        "student.weights": str(args.weights),
+        "distill.epochs": epochs,
+        "distill.views": None if arm.live else max(1, epochs // 3),
+        **({} if arm.teacher else {"distill.weight": 0.0}),
+        **arm.student,
     }
+    return load_config("trashnet", [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+
+
+def slug(name: str) -> str:
+    return name.replace(", ", "-").replace(" ", "-")
 
 
 def say(text: str) -> None:
@@ -93,43 +105,46 @@ def say(text: str) -> None:
 
 def taught(args: argparse.Namespace) -> Run:
     """A run folder with the one teacher."""
-    folder = args.work / "teacher"
-    with open_run(folder, check_config(document(args, ARMS["scratch"], 0), "bench"), say) as run:
+    with open_run(args.work / "teacher", config_of(args, ARMS["scratch"], 0), say) as run:
         run_one("teach", run)
     return run
 
 
-def trained(args: argparse.Namespace, teacher: Run, name: str, seed: int) -> dict[str, Any]:
-    """One arm with one seed: measured, trained, and its guesses on val/."""
-    taught = teacher.output_hash("teach", "teacher.safetensors")
-    key, shared = (canonical_hash([document(args, ARMS[arm], seed), taught]) for arm in (name, "scratch"))
-    folder = args.work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}-{key}"
+def measured(args: argparse.Namespace, name: str) -> Chosen:
+    """The arm's student. Raises PipelineError where it is over the limit."""
+    with open_run(args.work / f"measured-{slug(name)}", config_of(args, ARMS[name], 0), say) as run:
+        record = run_one("select", run).summary["measurement"]
+        return Chosen(*load_student(run), record["latency_ms"], record["form"])
+
+
+def trained(args: argparse.Namespace, teacher: Run, name: str, chosen: Chosen, seed: int) -> dict[str, Any]:
+    """One arm with one seed, and its guesses on val/."""
+    run = replace(teacher, config=config_of(args, ARMS[name], seed))
+    key = canonical_hash([run.config.model_dump(mode="json"), teacher.output_hash("teach", "teacher.safetensors")])
+    folder = args.work / f"{slug(name)}-{seed}-{key}"
     record = folder / "record.json"
     if record.is_file():
         found: dict[str, Any] = json.loads(record.read_text())
         return found
-    config = check_config(document(args, ARMS[name], seed), name)
-    with open_run(folder, config, say) as own:
-        chosen = run_one("select", own)  # over the limit: refused
-        spec, hyper = load_student(own)
-    run = replace(teacher, config=config)
-    answers = args.work / f"answers-{seed}-{shared}"  # arms of one seed show the teacher the same views
+    answers = args.work / f"answers-{seed}"  # arms of one seed show the teacher the same views
     answers.mkdir(exist_ok=True)
-    (folder / SOFT_LABELS).parent.mkdir(exist_ok=True)
+    (folder / SOFT_LABELS).parent.mkdir(parents=True, exist_ok=True)
     if not (folder / SOFT_LABELS).exists():
         (folder / SOFT_LABELS).symlink_to(answers.resolve(), target_is_directory=True)
-    result = train_student(run, spec, hyper, folder)
-    arrays = student_arrays(run, spec)
-    logits = predict(restore(spec, result.state, folder), arrays.val, arrays)
+    say(f"{name}, seed {seed}")
+    result = train_student(run, chosen.spec, chosen.hyper, folder)
+    arrays = student_arrays(run, chosen.spec)
+    logits = predict(restore(chosen.spec, result.state, folder), arrays.val, arrays)
     found = {
         "guesses": logits.argmax(1).tolist(),
         "labels": arrays.val_labels.tolist(),
         "f1_macro": result.best.f1_macro,
         "minutes": sum(len(arrays.train) / e.images_per_s for e in result.history) / 60,
-        "params": profile(spec).params,
-        "input_size": spec.input_size,
-        "p90_ms": chosen.summary["measurement"]["latency_ms"],
-        "form": chosen.summary["measurement"]["form"],
+        "epochs": run.config.distill.epochs,
+        "params": profile(chosen.spec).params,
+        "input_size": chosen.spec.input_size,
+        "p90_ms": chosen.p90_ms,
+        "form": chosen.form,
     }
     record.write_text(json.dumps(found))
     return found
@@ -162,7 +177,8 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
     args = parser.parse_args()
     teacher = taught(args)
-    found = {name: [trained(args, teacher, name, seed) for seed in range(args.seeds)] for name in args.arms}
+    chosen = {name: measured(args, name) for name in args.arms}
+    found = {n: [trained(args, teacher, n, chosen[n], seed) for seed in range(args.seeds)] for n in args.arms}
     photos = len(load_index(teacher).labels("val"))
     print(f"{args.epochs} epochs, {args.seeds} seeds, {photos} photos of val/, on which the epoch was chosen too")
     for name, records in found.items():

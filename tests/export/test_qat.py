@@ -23,7 +23,7 @@ def inputs(exported) -> torch.Tensor:
 
 
 def test_the_file_computes_what_the_network_with_quantizers_does(exported, quantized, tmp_path):
-    save_quantized(quantized, exported.card, tmp_path / "model.xml")
+    save_quantized(quantized, exported.card, exported.images, tmp_path / "model.xml")
     with torch.no_grad():
         expected = quantized.eval()(inputs(exported)).numpy()
     found = logits_of(Artifact(tmp_path / "model.xml", "openvino", "int8"), exported.images)
@@ -34,7 +34,7 @@ def test_the_file_computes_what_the_network_with_quantizers_does(exported, quant
 
 
 def test_every_convolution_of_the_file_is_quantized(exported, quantized, tmp_path):
-    save_quantized(quantized, exported.card, tmp_path / "model.xml")
+    save_quantized(quantized, exported.card, exported.images, tmp_path / "model.xml")
     convolutions = ("Convolution", "GroupConvolution")
     model = ov.Core().read_model(tmp_path / "model.xml")
     inner = [op for op in model.get_ordered_ops() if op.get_type_name() in convolutions]
