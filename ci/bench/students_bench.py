@@ -2,9 +2,9 @@
 
 `python ci/bench/students_bench.py --data FOLDER --weights tf_efficientnet_lite0.safetensors [--epochs 40] [--seeds 3]
 [--arms NAME ...] [--work FOLDER]`. The config `trashnet`, its teacher once; then every arm with every seed, within
---limit-ms, the pretrained for a third of the epochs. Differences of the means over the seeds come with a 95 % interval: the photos are drawn again, with the
-guesses of both arms. A killed run goes on; what is finished is kept in the work folder. --epochs 8 --seeds 1 is a short
-form. Table on screen, JSON beside.
+--limit-ms, the pretrained for a third of the epochs. Differences of the means over the seeds come with a 95 % interval:
+the photos are drawn again, with the guesses of both arms. A killed run goes on; what is finished is kept in the work
+folder. --epochs 9 --seeds 1 is a short form. Table on screen, JSON beside.
 """
 
 import argparse

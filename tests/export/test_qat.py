@@ -5,10 +5,15 @@ import openvino as ov
 import pytest
 import torch
 
-from export.artifact import Artifact
+from export.artifact import Artifact, ModelCard
+from export.errors import ExportError
+from export.onnx_export import deployable
 from export.openvino_export import read_onnx
 from export.parity import logits_of
+from export.preprocess import Preprocess
 from export.qat import save_quantized, with_quantizers
+from models.build import build
+from models.spec import ModelSpec
 from pipeline.losses import distillation
 
 
@@ -33,6 +38,29 @@ def test_the_file_computes_what_the_network_with_quantizers_does(exported, quant
     assert 0 < change < exported.logits.std()
 
 
+def test_padding_that_hangs_on_the_image_moves_no_quantizer(tmp_path):
+    """The network's own first convolutions pad on one side; while it is exported, that adds nothing to count."""
+    lite = {"INPUT_SIZE": [64, 64], "backbone": "timm:tf_efficientnet_lite0", "until": "blocks.2"}
+    spec = ModelSpec.parse(lite).with_classes(6)
+    model = build(spec, seed=0)
+    images = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8)
+    for _ in range(20):
+        model(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    card = ModelCard(tuple("abcdef"), 64, Preprocess(64), (127.5,) * 3, (127.5,) * 3, spec.hash)
+    quantized = with_quantizers(model, images[:8], card)
+    save_quantized(quantized, card, images, tmp_path / "model.xml")
+    with torch.no_grad():
+        whole = deployable(model, card)(torch.from_numpy(images)).numpy()
+    found = logits_of(Artifact(tmp_path / "model.xml", "openvino", "int8"), images)
+    assert np.abs(found - whole).mean() < whole.std() / 4
+
+
+def test_a_file_that_answers_otherwise_is_refused(exported, quantized, tmp_path, monkeypatch):
+    monkeypatch.setattr("export.qat.logits_of", lambda *_: np.zeros_like(exported.logits))
+    with pytest.raises(ExportError, match=r"model.xml answers otherwise than the network that was trained: by \d+% of"):
+        save_quantized(quantized, exported.card, exported.images, tmp_path / "model.xml")
+
+
 def test_every_convolution_of_the_file_is_quantized(exported, quantized, tmp_path):
     save_quantized(quantized, exported.card, exported.images, tmp_path / "model.xml")
     convolutions = ("Convolution", "GroupConvolution")
@@ -42,11 +70,16 @@ def test_every_convolution_of_the_file_is_quantized(exported, quantized, tmp_pat
         op.get_type_name() in convolutions for op in read_onnx(exported.folder / "model.onnx").get_ordered_ops()
     )
     for op in inner:
-        for i in range(2):
-            source = op.input_value(i).get_node()
-            while source.get_type_name() in ("Reshape", "Multiply", "Subtract", "Convert"):
-                source = source.input_value(0).get_node()
-            assert source.get_type_name() == "FakeQuantize" or source.get_element_type() == ov.Type.i8
+        image, weights = (origin(op.input_value(i).get_node()) for i in range(2))
+        assert image.get_type_name() == "FakeQuantize"
+        assert weights.get_element_type() == ov.Type.i8
+    assert (tmp_path / "model.bin").stat().st_size < (exported.folder / "model.bin").stat().st_size / 3
+
+
+def origin(node):
+    while node.get_type_name() in ("Reshape", "Multiply", "Subtract", "Convert", "Pad"):
+        node = node.input_value(0).get_node()
+    return node
 
 
 def test_training_brings_it_back_to_the_f32_network(exported, quantized):
