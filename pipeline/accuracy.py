@@ -23,7 +23,7 @@ from pipeline.find import load_student
 from pipeline.live import training_bar
 from pipeline.losses import distillation
 from pipeline.stages import Run
-from pipeline.teach import CHECKPOINTS, augment_of, checked, reporter
+from pipeline.teach import CHECKPOINTS, checked, reporter
 from pipeline.train import Recipe, fit
 
 MADE_HERE = ("trained", "mixed")
@@ -107,7 +107,7 @@ def _learn_as_int8(run: Run, work: Path, path: Path) -> None:
     student, hyper, arrays = restore(spec, state, checkpoint), load_student(run)[1], student_arrays(run, spec)
     images = run_source(run).images
     assert images is not None
-    augment = augment_of(run.config.distill.augment.model_copy(update={"n_select": hyper.n_select}))
+    augment = run.config.distill.augment.model_copy(update={"n_select": hyper.n_select})
     rate = _SLOWER * hyper.learning_rate
     recipe = Recipe(run.config.quantize.epochs, hyper.optimizer, rate, hyper.batch, augment, pretrained=True)
     norm = Normalisation(arrays.mean, arrays.std)

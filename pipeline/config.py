@@ -109,7 +109,9 @@ class Select(Section):
     """Overrules the rule by a trial's number."""
 
 
-class Augmentation(Section):
+class Augment(Section):
+    """What a training leaves to chance. With mixup and cutmix both, either is done to half of the images."""
+
     least_area: Annotated[float, Field(gt=0, le=1)] = 0.35
     """Of a random crop, as a share of the image."""
     turns: bool = False
@@ -148,7 +150,7 @@ class Teacher(Section):
     and training takes half the time."""
     patience: Count = 3
     """Epochs without a better F1 before it stops."""
-    augment: Augmentation = Augmentation()
+    augment: Augment = Augment()
     trials: Count = 1
     """Trainings with different hyper-parameters, of which the best is kept; the first has those given here."""
     tune: Tune = Tune()
@@ -162,7 +164,7 @@ class Distill(Section):
     views: Count | None = 8
     """Random views stored of each image, for which the teacher is asked once; null: new ones in each epoch, for which
     it is asked each time."""
-    augment: Augmentation = Augmentation()
+    augment: Augment = Augment()
     """n_select is the trial's."""
 
 

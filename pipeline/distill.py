@@ -25,7 +25,7 @@ from pipeline.inputs import Arrays, autocast, normalise, pick_device, predict
 from pipeline.live import training_bar
 from pipeline.losses import CrossEntropy, distillation
 from pipeline.stages import SCRATCH, Run, Stage
-from pipeline.teach import CHECKPOINTS, augment_of, checked, load_teacher, reporter, summary_of
+from pipeline.teach import CHECKPOINTS, checked, load_teacher, reporter, summary_of
 from pipeline.train import Fit, Loss, Recipe, fit
 from pipeline.views import View
 
@@ -80,7 +80,7 @@ def train_student(run: Run, spec: ModelSpec, hyper: Hyper, work: Path) -> Fit:
         hyper.optimizer,
         hyper.learning_rate,
         hyper.batch,
-        augment_of(config.augment.model_copy(update={"n_select": hyper.n_select})),
+        config.augment.model_copy(update={"n_select": hyper.n_select}),
         warmup_epochs=max(1, config.epochs // 20),
         balance=run.config.data.balance,
         pretrained=learnt,

@@ -27,7 +27,7 @@ from models.language import SpecError, canonical_hash
 from models.space import Candidate, SearchSpace
 from models.spec import ModelSpec
 from pipeline.checkpoint import is_pretrained, student_card
-from pipeline.config import BuildConfig
+from pipeline.config import Augment, BuildConfig
 from pipeline.data import Index
 from pipeline.errors import EnvironmentProblem, PipelineError
 from pipeline.files import write_json
@@ -36,7 +36,6 @@ from pipeline.live import training_bar
 from pipeline.measured import CandidateTimer, forms
 from pipeline.stages import Say
 from pipeline.train import Recipe, fit
-from pipeline.views import Augment
 
 _CONSTRAINT = "latency_over_limit_ms"
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)

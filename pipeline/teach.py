@@ -21,7 +21,7 @@ from models.language import canonical_hash, nearest
 from models.pretrained import Normalisation, check_name, freeze_until, network, normalisation
 from models.spec import ModelSpec
 from pipeline import FORMAT
-from pipeline.config import Augmentation, Teacher
+from pipeline.config import Teacher
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.find import load_arrays, load_index, load_student, online, weights_key
@@ -30,7 +30,6 @@ from pipeline.progress import Epoch
 from pipeline.search import search_space
 from pipeline.stages import SCRATCH, Run, Stage
 from pipeline.train import Fit, Recipe, fit
-from pipeline.views import Augment
 
 CHECKPOINTS = f"{SCRATCH}/checkpoints"
 _WEIGHTS, _RECORD = "teacher.safetensors", "training.json"
@@ -198,7 +197,7 @@ def _recipe(run: Run, teacher: Teacher, hyper: dict[str, Any]) -> Recipe:
         "adamw",
         hyper["learning_rate"],
         hyper["batch"],
-        augment_of(augment),
+        augment,
         balance=run.config.data.balance,
         pretrained=teacher.weights != "none",
         fit_classifier=teacher.weights != "none",
@@ -206,10 +205,6 @@ def _recipe(run: Run, teacher: Teacher, hyper: dict[str, Any]) -> Recipe:
         reduced=True,
         patience=teacher.patience,
     )
-
-
-def augment_of(config: Augmentation) -> Augment:
-    return Augment(**config.model_dump())
 
 
 def reporter(run: Run, name: str, recipe: Recipe) -> Callable[[Epoch], None]:

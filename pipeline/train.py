@@ -19,13 +19,14 @@ from torch.nn import functional
 from export.parity import scores
 from latency.lock import timing_lock
 from models import torchvision_ops
+from pipeline.config import Augment
 from pipeline.errors import EnvironmentProblem
 from pipeline.inputs import Arrays, autocast, keep_freed_memory, normalise, pick_device, predict
 from pipeline.live import OnStep
 from pipeline.losses import Balance, CrossEntropy, epoch_order
 from pipeline.probe import fit_classifier, keep_statistics
 from pipeline.progress import Checkpoints, Epoch, State, begun, on_cpu
-from pipeline.views import Augment, View
+from pipeline.views import View
 
 torchvision_ops.ensure()
 

@@ -15,23 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from models import torchvision_ops
+from pipeline.config import Augment
 from pipeline.inputs import to_device
-
-
-@dataclass(frozen=True)
-class Augment:
-    """How much is left to chance.
-
-    least_area: of a crop, as a share of the image. turns: upside down and on its side as well, for photos that have no
-    up. n_select: operations of RandAugment, 0 for none. mixup, cutmix: alpha of the Beta distribution of the shares, 0
-    for none; with both, either for half of the images.
-    """
-
-    least_area: float = 0.35
-    turns: bool = False
-    n_select: int = 0
-    mixup: float = 0.0
-    cutmix: float = 0.0
 
 
 @dataclass(frozen=True)

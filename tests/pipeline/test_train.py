@@ -12,12 +12,13 @@ import torch
 
 from models.build import build
 from models.spec import ModelSpec
+from pipeline.config import Augment
 from pipeline.errors import EnvironmentProblem
 from pipeline.inputs import Arrays, pick_device, predict
 from pipeline.losses import CrossEntropy, class_weights, distillation, epoch_order
 from pipeline.probe import classifier_of, fit_classifier
 from pipeline.train import Recipe, fit
-from pipeline.views import Augment, View, crop
+from pipeline.views import View, crop
 from tests.conftest import ROOT
 
 SPEC = ModelSpec.parse(
@@ -183,7 +184,7 @@ def test_a_crop_of_the_whole_image_is_the_image_in_that_symmetry(symmetry):
 def test_a_crop_is_the_same_place_at_another_size():
     """The teacher sees the student's crop at its own size."""
     ramp = np.broadcast_to(np.arange(0, 240, 5, dtype=np.uint8)[None, :, None], (48, 48, 3))
-    view = View.draw(1, (4,), Augment(0.3, turns=True))
+    view = View.draw(1, (4,), Augment(least_area=0.3, turns=True))
     small, large = (view.show(ramp[None].copy(), np.array([0]), s, CPU) for s in (24, 36))
     assert small.mean().item() == pytest.approx(large.mean().item(), abs=1.0)
 
