@@ -74,12 +74,14 @@ PAIRS = [
     ("scratch", "scratch, no teacher"),
     ("pretrained", "pretrained, no teacher"),
     ("pretrained, live teacher", "pretrained"),
+    ("pretrained, live teacher", "pretrained, no teacher"),
     *((ours, name) for ours in ("scratch", "pretrained") for name in _SMALL),
 ]
 
 
 def config_of(args: argparse.Namespace, arm: Arm, seed: int) -> BuildConfig:
-    """`trashnet`, with the arm's student, and as many stored views an epoch as there."""
+    """`trashnet`, with the arm's student. Views are stored as there, one for three epochs; without a teacher or with a
+    live one they are new in each epoch."""
     epochs = max(1, args.epochs // arm.shorter)
     settings = {
         "seed": seed,
@@ -88,7 +90,7 @@ def config_of(args: argparse.Namespace, arm: Arm, seed: int) -> BuildConfig:
         "teacher.weights": str(args.weights),
         "student.weights": str(args.weights),
         "distill.epochs": epochs,
-        "distill.views": None if arm.live else max(1, epochs // 3),
+        "distill.views": max(1, epochs // 3) if arm.teacher and not arm.live else None,
         **({} if arm.teacher else {"distill.weight": 0.0}),
         **arm.student,
     }
