@@ -302,7 +302,7 @@ def test_freed_memory_is_kept_for_the_next_step():
         "import resource, torch\n"
         "from pipeline.inputs import keep_freed_memory\n"
         "{}\n"
-        "torch.ones(20_000_000)\n"
+        "for _ in range(10): torch.ones(20_000_000)\n"  # until it owns what it needs
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "for _ in range(20): torch.ones(20_000_000)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
