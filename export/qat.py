@@ -65,11 +65,11 @@ def save_quantized(model: nn.Module, card: ModelCard, images: np.ndarray, path: 
     with tempfile.TemporaryDirectory() as folder, _sizes_as_numbers():
         exported = Path(folder) / "quantized.onnx"
         exported.write_bytes(traced(network, card))
-        model = read_onnx(exported)
+        ir = read_onnx(exported)
     # Weights still are f32 before a quantizer and a batch norm: folded, then kept as the integers they become.
-    apply_moc_transformations(model, cf=True)
-    compress_quantize_weights_transformation(model)
-    save_ir(model, card, path)
+    apply_moc_transformations(ir, cf=True)
+    compress_quantize_weights_transformation(ir)
+    save_ir(ir, card, path)
     off = float(np.abs(logits_of(Artifact(path, "openvino", "int8"), images) - expected).mean() / expected.std())
     if off > _OFF:
         raise ExportError(

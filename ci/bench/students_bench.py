@@ -39,7 +39,8 @@ _HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Arm:
-    """student: settings of the config. teacher: whether it has one; live: asked in each epoch, on new views."""
+    """student: settings of the config. teacher: whether it has one; live: asked in each epoch, on new views. shorter:
+    it is trained for so many times fewer epochs."""
 
     student: dict[str, Any]
     teacher: bool = True
@@ -122,13 +123,14 @@ def measured(args: argparse.Namespace, name: str) -> Chosen:
 def trained(args: argparse.Namespace, teacher: Run, name: str, chosen: Chosen, seed: int) -> dict[str, Any]:
     """One arm with one seed, and its guesses on val/."""
     run = replace(teacher, config=config_of(args, ARMS[name], seed))
-    key = canonical_hash([run.config.model_dump(mode="json"), teacher.output_hash("teach", "teacher.safetensors")])
+    taught, document = teacher.output_hash("teach", "teacher.safetensors"), run.config.model_dump(mode="json")
+    key, shown = canonical_hash([document, taught]), canonical_hash([document["distill"]["augment"], taught])
     folder = args.work / f"{slug(name)}-{seed}-{key}"
     record = folder / "record.json"
     if record.is_file():
         found: dict[str, Any] = json.loads(record.read_text())
         return found
-    answers = args.work / f"answers-{seed}"  # arms of one seed show the teacher the same views
+    answers = args.work / f"answers-{seed}-{shown}"  # arms of one seed show the teacher the same views
     answers.mkdir(exist_ok=True)
     (folder / SOFT_LABELS).parent.mkdir(parents=True, exist_ok=True)
     if not (folder / SOFT_LABELS).exists():
