@@ -15,9 +15,10 @@ from export.mixed import CannotReach, Mixture, keep_f1
 from export.parity import compare, logits_of, scores
 from export.qat import save_quantized, with_quantizers
 from models.pretrained import Normalisation
+from pipeline.answers import Finished, answers
 from pipeline.candidates import Candidate, run_source, time_in_turn
 from pipeline.checkpoint import load_checkpoint, restore
-from pipeline.distill import answers, student_arrays
+from pipeline.distill import student_arrays
 from pipeline.errors import PipelineError
 from pipeline.find import load_student
 from pipeline.live import training_bar
@@ -110,8 +111,8 @@ def _learn_as_int8(run: Run, work: Path, path: Path) -> None:
     augment = run.config.distill.augment.model_copy(update={"n_select": hyper.n_select})
     rate = _SLOWER * hyper.learning_rate
     recipe = Recipe(run.config.quantize.epochs, hyper.optimizer, rate, hyper.batch, augment, pretrained=True)
-    norm = Normalisation(arrays.mean, arrays.std)
-    ask = answers(student, norm, arrays.input_size, arrays.train, recipe, run.config.seed, _CPU)
+    finished = Finished(student, Normalisation(arrays.mean, arrays.std), arrays.input_size)
+    ask = answers(finished, arrays.train, recipe, run.config.seed, _CPU, run.say)
 
     def loss(logits: Tensor, _targets: Tensor, indices: np.ndarray, view: int) -> Tensor:
         return distillation(logits, ask(view, indices), run.config.distill.temperature)

@@ -1,38 +1,32 @@
 """The stage `distill`: the student learns from the photos and, where distill.weight is over 0, from the teacher."""
 
-from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from export.parity import f1_per_class
 from export.preprocess import Preprocess
-from models.pretrained import Normalisation
 from models.space import Hyper
 from models.spec import ModelSpec
 from pipeline import FORMAT
+from pipeline.answers import Answers, answers
 from pipeline.checkpoint import is_pretrained, pixels, restore, save_student, student_card
 from pipeline.data import Index
 from pipeline.files import write_json
 from pipeline.find import begin, load_arrays, load_index, load_student, weights_key
 from pipeline.images import decoded, train_size
-from pipeline.inputs import Arrays, autocast, normalise, pick_device, predict
+from pipeline.inputs import Arrays, pick_device, predict
 from pipeline.live import training_bar
 from pipeline.losses import CrossEntropy, distillation
 from pipeline.stages import SCRATCH, Run, Stage
 from pipeline.teach import CHECKPOINTS, checked, load_teacher, reporter, summary_of
 from pipeline.train import Fit, Loss, Recipe, fit
-from pipeline.views import View
 
 SOFT_LABELS = f"{SCRATCH}/soft-labels"
-
-Answers = Callable[[int, np.ndarray], Tensor]
-"""(view, indices of the images) -> logits (n, classes)"""
 
 
 def _distill_inputs(run: Run) -> dict[str, Any]:
@@ -122,35 +116,9 @@ def _distillation(run: Run, index: Index, recipe: Recipe, folder: Path) -> Loss:
 
 def _asked(run: Run, index: Index, recipe: Recipe) -> Answers:
     """The teacher's, on the very views that `fit` draws, at its own size."""
-    taught = load_teacher(run)
-    images = decoded(index, "train", Preprocess(train_size(taught.input_size), run.config.data.fit), run.cache)
-    return answers(taught.model, taught.norm, taught.input_size, images, recipe, run.config.seed, pick_device())
-
-
-def answers(
-    model: nn.Module,
-    norm: Normalisation,
-    input_size: int,
-    images: np.ndarray,
-    recipe: Recipe,
-    seed: int,
-    device: torch.device,
-) -> Answers:
-    """A finished network's, on the views that `fit` draws of these images for this recipe and seed."""
-    model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    @lru_cache(maxsize=1)
-    def drawn(view: int) -> View:
-        return View.draw(len(images), (seed, view), recipe.augment)
-
-    @torch.no_grad()
-    def ask(view: int, indices: np.ndarray) -> Tensor:
-        x = drawn(view).show(images, indices, input_size, device)
-        with autocast(device, reduced=True):
-            logits: Tensor = model(normalise(x, norm.mean, norm.std))
-        return logits.float()
-
-    return ask
+    teacher = load_teacher(run)
+    images = decoded(index, "train", Preprocess(train_size(teacher.input_size), run.config.data.fit), run.cache)
+    return answers(teacher, images, recipe, run.config.seed, pick_device(), run.say)
 
 
 def _soft_labels(run: Run, ask: Answers, recipe: Recipe, count: int, folder: Path) -> list[Tensor]:

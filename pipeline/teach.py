@@ -6,7 +6,6 @@ trial is the config's own values. The weights of the best epoch of the best tria
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from models.language import canonical_hash, nearest
 from models.pretrained import Normalisation, check_name, freeze_until, network, normalisation
 from models.spec import ModelSpec
 from pipeline import FORMAT
+from pipeline.answers import Finished
 from pipeline.config import Teacher
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
@@ -82,19 +82,10 @@ def _check_classes(weights: Path, classes: tuple[str, ...]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Taught:
-    """A finished teacher, on the CPU, and how it sees."""
-
-    model: nn.Module
-    norm: Normalisation
-    input_size: int
-
-
-def load_teacher(run: Run) -> Taught:
+def load_teacher(run: Run) -> Finished:
     model, norm = build_teacher(run, len(load_index(run).classes), "none")
     model.load_state_dict(load_file(run.file("teach", _WEIGHTS)))
-    return Taught(model.eval(), norm, run.read("teach", _RECORD)["hyper"]["input_size"])
+    return Finished(model, norm, run.read("teach", _RECORD)["hyper"]["input_size"])
 
 
 def _teach(run: Run, work: Path) -> dict[str, Any]:
