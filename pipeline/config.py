@@ -29,7 +29,7 @@ class Section(BaseModel):
 
 class Data(Section):
     root: str
-    """An ImageFolder tree (train/, val/, optionally test/; or one tree of classes), or `demo` for the drawn set."""
+    """An ImageFolder tree (train/, optionally val/ and test/; or one tree of classes), or `demo` for the drawn set."""
     fit: Literal["squash", "pad", "crop"] = "squash"
     balance: Balance = "inverse"
     """How rare classes are helped: inverse or effective (weights in the cross-entropy), logits (logit adjustment),

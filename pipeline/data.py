@@ -5,6 +5,7 @@ import json
 import os
 import random
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from pipeline.errors import PipelineError
 
 SPLITS = ("train", "val", "test")
 _PROBE = Preprocess(32)
-_SHARES = {"val": 0.15, "test": 0.15}
+_HELD_OUT = 0.15
+"""Of each class, for each split that is not there."""
 _LEAST_TO_SPLIT = 4
 
 
@@ -75,8 +77,9 @@ class Index:
 
 def list_files(root: Path) -> list[tuple[str, int, int]]:
     """(relative path, bytes, mtime in ns) of each image file: a cheap sign of whether anything changed."""
-    found = (p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    return sorted((p.relative_to(root).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in found)
+    found = (Path(folder) / name for folder, _, names in os.walk(root, followlinks=True) for name in names)
+    images = (p for p in found if p.suffix.lower() in SUFFIXES and p.is_file())
+    return sorted((p.relative_to(root).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in images)
 
 
 def scan(root: Path, seed: int) -> Index:
@@ -85,15 +88,15 @@ def scan(root: Path, seed: int) -> Index:
         raise PipelineError(f"data.root: {root}: no such folder; give one with --set data.root=FOLDER")
     if (root / "train").is_dir():
         trees = {split: _classes(root / split) for split in SPLITS if (root / split).is_dir()}
-        if "val" not in trees:
-            raise PipelineError(f"{root}: has train/ but no val/; add val/, or give one tree of classes to be split")
         _same_classes(root, trees)
         files = {s: [(p, c) for c, paths in tree.items() for p in paths] for s, tree in trees.items()}
+        if "val" not in trees:
+            files |= _split(trees["train"], seed, ("val",))
         classes = tuple(sorted(trees["train"]))
     else:
         tree = _classes(root)
         classes = tuple(sorted(tree))
-        files = _split(tree, seed)
+        files = _split(tree, seed, ("val", "test"))
     if not any(files.values()):
         raise PipelineError(f"{root}: no image found; expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg")
     if len(classes) < 2:
@@ -129,19 +132,20 @@ def _same_classes(root: Path, trees: dict[str, dict[str, list[Path]]]) -> None:
             )
 
 
-def _split(tree: dict[str, list[Path]], seed: int) -> dict[str, list[tuple[Path, str]]]:
-    """70/15/15 in each class. Each class is shuffled by itself, so that a new class leaves the others' split alone."""
-    files: dict[str, list[tuple[Path, str]]] = {s: [] for s in SPLITS}
+def _split(tree: dict[str, list[Path]], seed: int, wanted: Sequence[str]) -> dict[str, list[tuple[Path, str]]]:
+    """15 % of each class for each split that is wanted, the rest to train on. Each class is shuffled by itself, so that
+    a new class leaves the others' split alone."""
+    files: dict[str, list[tuple[Path, str]]] = {s: [] for s in ("train", *wanted)}
     for name, paths in tree.items():
         if 0 < len(paths) < _LEAST_TO_SPLIT:
             raise PipelineError(
-                f"class {name}: {len(paths)} images cannot be split into train, val and test; "
-                f"add some (at least {_LEAST_TO_SPLIT}) or lay out train/ and val/ yourself"
+                f"class {name}: {len(paths)} images cannot be split into {', '.join(files)}; "
+                f"add some (at least {_LEAST_TO_SPLIT}) or lay out {' and '.join(files)} yourself"
             )
         order = list(paths)
         random.Random(f"{seed}-{name}").shuffle(order)
-        for split, share in _SHARES.items():
-            count = max(1, round(share * len(paths))) if paths else 0
+        for split in wanted:
+            count = max(1, round(_HELD_OUT * len(paths))) if paths else 0
             files[split] += [(p, name) for p in order[:count]]
             order = order[count:]
         files["train"] += [(p, name) for p in order]

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from pipeline import demo_data
-from pipeline.data import Index, scan, summary
+from pipeline.data import Index, list_files, scan, summary
 from pipeline.errors import PipelineError
 
 
@@ -48,6 +48,25 @@ def test_one_tree_is_split_stratified_by_the_seed(tmp_path):
     assert len(paths) == len(set(paths)) == 60
 
 
+def test_without_val_some_of_train_is_held_out_and_test_is_left_alone(tmp_path):
+    root = fill(tmp_path / "photos", train__a=40, train__b=20, later__a=5, later__b=5)
+    (root / "test").symlink_to("later", target_is_directory=True)
+    index = scan(root, 1)
+    assert index.counts() == {"train": {"a": 34, "b": 17}, "val": {"a": 6, "b": 3}, "test": {"a": 5, "b": 5}}
+    assert {s.path.split("/")[0] for split in ("train", "val") for s in index.splits[split]} == {"train"}
+    assert index.hash == scan(root, 1).hash != scan(root, 2).hash
+
+
+def test_a_change_behind_a_link_is_seen(tmp_path):
+    root = fill(tmp_path / "photos", **GOOD)
+    (root / "test").symlink_to(fill(tmp_path / "later", a=2, b=2), target_is_directory=True)
+    before = list_files(root)
+    assert len(before) == 18
+    (tmp_path / "later/a/000.png").unlink()
+    assert len(list_files(root)) == 17
+    assert list_files(root) != before
+
+
 def test_the_hash_is_of_the_bytes_and_not_of_the_place(tmp_path):
     a, b = (fill(tmp_path / x, **GOOD) for x in "ab")
     assert scan(a, 0).hash == scan(b, 0).hash
@@ -69,7 +88,7 @@ REFUSED = {
     "an empty class": ({**GOOD, "val__b": 0}, "val: no readable image of class b"),
     "another class list": ({**GOOD, "val__c": 2}, "val has c beside"),
     "a class that val lacks": ({"train__a": 3, "train__b": 3, "val__a": 2}, "val lacks b"),
-    "no val": ({"train__a": 3, "train__b": 3}, r"has train/ but no val/"),
+    "too few to hold some out": ({"train__a": 30, "train__b": 3}, "class b: 3 images cannot be split into train, val"),
     "too few to split": ({"a": 3, "b": 30}, "class a: 3 images cannot be split"),
 }
 
