@@ -2,7 +2,7 @@
 
 `python ci/bench/students_bench.py --data FOLDER --weights tf_efficientnet_lite0.safetensors [--epochs 40] [--seeds 3]
 [--arms NAME ...] [--work FOLDER]`. The config `trashnet`, its teacher once; then every arm with every seed, within
---limit-ms, the pretrained for a third of the epochs. Differences of the means over the seeds come with a 95 % interval:
+--limit-ms, the pretrained for a fifth of the epochs. Differences of the means over the seeds come with a 95 % interval:
 the photos are drawn again, with the guesses of both arms. A killed run goes on; what is finished is kept in the work
 folder. --epochs 9 --seeds 1 is a short form. Table on screen, JSON beside.
 """
@@ -39,13 +39,14 @@ _HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Arm:
-    """student: settings of the config. teacher: whether it has one; live: asked in each epoch, on new views. shorter:
-    it is trained for so many times fewer epochs."""
+    """settings: of the config. teacher: whether it has one. live: it is asked in each epoch. shorter: trained for
+    so many times fewer epochs. repeats: in how many epochs a stored view is shown."""
 
-    student: dict[str, Any]
+    settings: dict[str, Any]
     teacher: bool = True
     live: bool = False
     shorter: int = 1
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,23 @@ class Chosen:
     form: str
 
 
-_SCRATCH = {"student.model": "cpu_small"}
+_HOW = {"student.batch": 16, "distill.temperature": 1.0}
+"""To train from scratch in few epochs: many steps, and a teacher that commits itself."""
+_SCRATCH = {"student.model": str(_HERE / "students" / "scratch.yaml"), **_HOW}
 _PRETRAINED = {"student.model": str(_HERE / "students" / "pretrained.yaml"), "student.learning_rate": 3e-4}
-_LEARNT = 3
+_LEARNT = 5
 """A network that has learnt before needs fewer epochs: this many times."""
 _SMALL = ("mobilenetv3_small_050", "lcnet_050", "mobilenetv4_conv_small_050")
 ARMS = {
     "scratch": Arm(_SCRATCH),
     "scratch, no teacher": Arm(_SCRATCH, teacher=False),
-    "pretrained": Arm(_PRETRAINED, shorter=_LEARNT),
+    "pretrained": Arm(_PRETRAINED, shorter=_LEARNT, repeats=3),
     "pretrained, no teacher": Arm(_PRETRAINED, teacher=False, shorter=_LEARNT),
     "pretrained, live teacher": Arm(_PRETRAINED, live=True, shorter=_LEARNT),
-    **{n: Arm({"student.model": str(_HERE / "students" / f"{n}.yaml"), "student.weights": "none"}) for n in _SMALL},
+    **{
+        name: Arm({"student.model": str(_HERE / "students" / f"{name}.yaml"), "student.weights": "none", **_HOW})
+        for name in _SMALL
+    },
 }
 PAIRS = [
     ("scratch", "scratch, no teacher"),
@@ -81,8 +87,7 @@ PAIRS = [
 
 
 def config_of(args: argparse.Namespace, arm: Arm, seed: int) -> BuildConfig:
-    """`trashnet`, with the arm's student. Views are stored as there, one for three epochs; without a teacher or with a
-    live one they are new in each epoch."""
+    """`trashnet`, with the arm's student and settings."""
     epochs = max(1, args.epochs // arm.shorter)
     settings = {
         "seed": seed,
@@ -91,9 +96,9 @@ def config_of(args: argparse.Namespace, arm: Arm, seed: int) -> BuildConfig:
         "teacher.weights": str(args.weights),
         "student.weights": str(args.weights),
         "distill.epochs": epochs,
-        "distill.views": max(1, epochs // 3) if arm.teacher and not arm.live else None,
+        "distill.views": max(1, epochs // arm.repeats) if arm.teacher and not arm.live else None,
         **({} if arm.teacher else {"distill.weight": 0.0}),
-        **arm.student,
+        **arm.settings,
     }
     return load_config("trashnet", [f"{key}={json.dumps(value)}" for key, value in settings.items()])
 
