@@ -82,9 +82,13 @@ class Checkpoints:
         if self._ema:
             self._ema.module.load_state_dict(part("ema."))
         optimizer = self._optimizer.state_dict()
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         for key, value in part("optimizer.").items():
             i, name = key.split(".", 1)
-            optimizer["state"].setdefault(int(i), {})[name] = value
+            like = parameters[int(i)]
+            # In the parameter's own layout, or a norm over it (lamb's) would add up in another order.
+            kept = torch.empty_like(like, device="cpu").copy_(value) if value.shape == like.shape else value
+            optimizer["state"].setdefault(int(i), {})[name] = kept
         for group, values in zip(optimizer["param_groups"], groups, strict=True):
             group.update(values)
         self._optimizer.load_state_dict(optimizer)

@@ -70,6 +70,16 @@ class Killed(Exception):
     pass
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    """Sums are taken in another order with each number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb"])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(arrays, tmp_path, optimizer):
     recipe = replace(RECIPE, optimizer=optimizer, augment=Augment(n_select=2, mixup=0.2, cutmix=1.0))
