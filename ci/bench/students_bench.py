@@ -2,7 +2,7 @@
 
 `python ci/bench/students_bench.py --data FOLDER --weights tf_efficientnet_lite0.safetensors [--epochs 40] [--seeds 3]
 [--arms NAME ...] [--work FOLDER]`. The config `trashnet`, its teacher once; then every arm with every seed, within
---limit-ms, the pretrained for a fifth of the epochs. Differences of the means over the seeds come with a 95 % interval:
+--limit-ms, the pretrained for a sixth of the epochs. Differences of the means over the seeds come with a 95 % interval:
 the photos are drawn again, with the guesses of both arms. A killed run goes on; what is finished is kept in the work
 folder. --epochs 9 --seeds 1 is a short form. Table on screen, JSON beside.
 """
@@ -59,11 +59,11 @@ class Chosen:
     form: str
 
 
-_HOW = {"student.batch": 16, "distill.temperature": 1.0}
-"""To train from scratch in few epochs: many steps, and a teacher that commits itself."""
+_HOW = {"distill.temperature": 1.0}
+"""For few epochs from scratch: a teacher that commits itself."""
 _SCRATCH = {"student.model": str(_HERE / "students" / "scratch.yaml"), **_HOW}
 _PRETRAINED = {"student.model": str(_HERE / "students" / "pretrained.yaml"), "student.learning_rate": 3e-4}
-_LEARNT = 5
+_LEARNT = 6
 """A network that has learnt before needs fewer epochs: this many times."""
 _SMALL = ("mobilenetv3_small_050", "lcnet_050", "mobilenetv4_conv_small_050")
 ARMS = {
