@@ -79,6 +79,7 @@ def _by_openvino(finished: Finished, say: Callable[[str], None]) -> Compute | No
         graph = ov.convert_model(finished.model.eval(), example_input=example, input=[-1, 3, size, size])
         compiled = ov.Core().compile_model(graph, "CPU", settings)
     except Exception as error:  # each of its frontends has its own, and any of timm's networks may come
-        say(f"OpenVINO cannot take this network, torch answers instead, more slowly: {str(error).splitlines()[0]}")
+        reason, _, _ = str(error).partition("\n")
+        say(f"OpenVINO cannot take this network, torch answers instead, more slowly: {reason}")
         return None
     return lambda x: torch.from_numpy(compiled(x.contiguous().numpy())[0])

@@ -17,6 +17,7 @@ from pipeline import FORMAT
 from pipeline.errors import PipelineError
 
 SPLITS = ("train", "val", "test")
+_ALL = "all"
 _PROBE = Preprocess(32)
 _HELD_OUT = 0.15
 """Of each class, for each split that is not there."""
@@ -77,8 +78,7 @@ class Index:
 
 def list_files(root: Path) -> list[tuple[str, int, int]]:
     """(relative path, bytes, mtime in ns) of each image file: a cheap sign of whether anything changed."""
-    found = (Path(folder) / name for folder, _, names in os.walk(root, followlinks=True) for name in names)
-    images = (p for p in found if p.suffix.lower() in SUFFIXES and p.is_file())
+    images = (p for tree in _trees(root).values() for paths in tree.values() for p in paths)
     return sorted((p.relative_to(root).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in images)
 
 
@@ -86,17 +86,16 @@ def scan(root: Path, seed: int) -> Index:
     """Read every image once; unreadable ones are set aside. Raises PipelineError for a tree of no use."""
     if not root.is_dir():
         raise PipelineError(f"data.root: {root}: no such folder; give one with --set data.root=FOLDER")
-    if (root / "train").is_dir():
-        trees = {split: _classes(root / split) for split in SPLITS if (root / split).is_dir()}
+    trees = _trees(root)
+    if "train" in trees:
         _same_classes(root, trees)
         files = {s: [(p, c) for c, paths in tree.items() for p in paths] for s, tree in trees.items()}
         if "val" not in trees:
             files |= _split(trees["train"], seed, ("val",))
         classes = tuple(sorted(trees["train"]))
     else:
-        tree = _classes(root)
-        classes = tuple(sorted(tree))
-        files = _split(tree, seed, ("val", "test"))
+        classes = tuple(sorted(trees[_ALL]))
+        files = _split(trees[_ALL], seed, ("val", "test"))
     if not any(files.values()):
         raise PipelineError(f"{root}: no image found; expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg")
     if len(classes) < 2:
@@ -112,6 +111,13 @@ def scan(root: Path, seed: int) -> Index:
                 "the class from all splits"
             )
     return index
+
+
+def _trees(root: Path) -> dict[str, dict[str, list[Path]]]:
+    """split -> class -> its images. Without train/, one tree of all, which is to be split."""
+    if not (root / "train").is_dir():
+        return {_ALL: _classes(root)}
+    return {split: _classes(root / split) for split in SPLITS if (root / split).is_dir()}
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:

@@ -60,6 +60,7 @@ def test_without_val_some_of_train_is_held_out_and_test_is_left_alone(tmp_path):
 def test_a_change_behind_a_link_is_seen(tmp_path):
     root = fill(tmp_path / "photos", **GOOD)
     (root / "test").symlink_to(fill(tmp_path / "later", a=2, b=2), target_is_directory=True)
+    (root / "val/a/loop").symlink_to(root)  # must end, and is not gone into
     before = list_files(root)
     assert len(before) == 18
     (tmp_path / "later/a/000.png").unlink()
