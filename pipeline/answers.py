@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from latency.host import this_host
 from models.pretrained import Normalisation
-from pipeline.inputs import autocast, normalise
+from pipeline.inputs import autocast, bf16_pays, normalise
 from pipeline.train import Recipe
 from pipeline.views import View
 
@@ -60,7 +60,7 @@ def _by_torch(model: nn.Module, device: torch.device) -> Compute:
 
     @torch.no_grad()
     def compute(x: Tensor) -> Tensor:
-        with autocast(device, reduced=True):
+        with autocast(device, bf16_pays(large=True)):
             logits: Tensor = model(x)
         return logits.float()
 

@@ -158,7 +158,7 @@ class Teacher(Section):
 
 class Distill(Section):
     epochs: Count = 60
-    temperature: Positive = 3.0
+    temperature: Positive = 1.0
     weight: Share = 0.7
     """Share of the distillation loss; the rest is class-weighted cross-entropy."""
     views: Count | None = 8

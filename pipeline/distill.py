@@ -19,7 +19,7 @@ from pipeline.data import Index
 from pipeline.files import write_json
 from pipeline.find import begin, load_arrays, load_index, load_student, weights_key
 from pipeline.images import decoded, train_size
-from pipeline.inputs import Arrays, pick_device, predict
+from pipeline.inputs import Arrays, bf16_pays, pick_device, predict
 from pipeline.live import training_bar
 from pipeline.losses import CrossEntropy, distillation
 from pipeline.stages import SCRATCH, Run, Stage
@@ -80,6 +80,7 @@ def train_student(run: Run, spec: ModelSpec, hyper: Hyper, work: Path) -> Fit:
         pretrained=learnt,
         fit_classifier=learnt,
         ema=True,
+        reduced=bf16_pays(large=False),
         views=config.views and min(config.views, config.epochs),
     )
     loss = _distillation(run, index, recipe, work / SOFT_LABELS) if config.weight else None

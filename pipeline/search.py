@@ -31,7 +31,7 @@ from pipeline.config import Augment, BuildConfig
 from pipeline.data import Index
 from pipeline.errors import EnvironmentProblem, PipelineError
 from pipeline.files import write_json
-from pipeline.inputs import Arrays
+from pipeline.inputs import Arrays, bf16_pays
 from pipeline.live import training_bar
 from pipeline.measured import CandidateTimer, forms
 from pipeline.stages import Say
@@ -225,6 +225,7 @@ def _trained(candidate: Candidate, search: Search, params: dict[str, Any]) -> tu
         pretrained=learnt,
         fit_classifier=learnt,
         ema=candidate.spec.network is not None,
+        reduced=bf16_pays(large=False),
     )
     with training_bar("search: a candidate") as on_step:
         result = fit(

@@ -25,6 +25,7 @@ from pipeline.config import Teacher
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.find import load_arrays, load_index, load_student, online, weights_key
+from pipeline.inputs import bf16_pays
 from pipeline.live import training_bar
 from pipeline.progress import Epoch
 from pipeline.search import search_space
@@ -193,7 +194,7 @@ def _recipe(run: Run, teacher: Teacher, hyper: dict[str, Any]) -> Recipe:
         pretrained=teacher.weights != "none",
         fit_classifier=teacher.weights != "none",
         ema=True,
-        reduced=True,
+        reduced=bf16_pays(large=True),
         patience=teacher.patience,
     )
 

@@ -43,9 +43,9 @@ class Recipe:
     """How to train.
 
     optimizer: a name of timm's. pretrained: the network has learnt before, and its batch norms keep their statistics;
-    fit_classifier: its last layer is fitted before all else; see `pipeline.probe`. reduced: in bf16 where the device
-    has it. patience: epochs without a better F1 before it stops, None for never. views: how many sets of crops are
-    drawn; epoch e uses set e modulo views; None: a new set each epoch.
+    fit_classifier: its last layer is fitted before all else; see `pipeline.probe`. reduced: in bf16, see
+    `pipeline.inputs`. patience: epochs without a better F1 before it stops, None for never. views: how many sets of
+    crops are drawn; epoch e uses set e modulo views; None: a new set each epoch.
     """
 
     epochs: int

@@ -59,21 +59,19 @@ class Chosen:
     form: str
 
 
-_HOW = {"distill.temperature": 1.0}
-"""For few epochs from scratch: a teacher that commits itself."""
-_SCRATCH = {"student.model": str(_HERE / "students" / "scratch.yaml"), **_HOW}
+_SCRATCH = {"student.model": str(_HERE / "students" / "scratch.yaml")}
 _PRETRAINED = {"student.model": str(_HERE / "students" / "pretrained.yaml"), "student.learning_rate": 3e-4}
 _LEARNT = 6
 """A network that has learnt before needs fewer epochs: this many times."""
 _SMALL = ("mobilenetv3_small_050", "lcnet_050", "mobilenetv4_conv_small_050")
 ARMS = {
-    "scratch": Arm(_SCRATCH),
+    "scratch": Arm(_SCRATCH, repeats=2),
     "scratch, no teacher": Arm(_SCRATCH, teacher=False),
     "pretrained": Arm(_PRETRAINED, shorter=_LEARNT, repeats=3),
     "pretrained, no teacher": Arm(_PRETRAINED, teacher=False, shorter=_LEARNT),
     "pretrained, live teacher": Arm(_PRETRAINED, live=True, shorter=_LEARNT),
     **{
-        name: Arm({"student.model": str(_HERE / "students" / f"{name}.yaml"), "student.weights": "none", **_HOW})
+        name: Arm({"student.model": str(_HERE / "students" / f"{name}.yaml"), "student.weights": "none"}, repeats=2)
         for name in _SMALL
     },
 }

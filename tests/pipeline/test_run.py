@@ -162,7 +162,7 @@ def test_a_second_run_does_nothing_again(cli, tiny, finished):
 
 def test_a_changed_config_redoes_what_depends_on_it(cli, tiny, finished):
     folder, _ = finished
-    result = run(cli, tiny, folder, "--set", "distill.temperature=1.0")
+    result = run(cli, tiny, folder, "--set", "distill.temperature=2.0")
     assert skipped(result) == {"data", "search", "select", "teach"}
 
 
@@ -186,7 +186,7 @@ def test_another_host_times_again_and_trains_nothing_again(cli, tiny, finished):
         folder,
         "--json",
     ]
-    command += ["--set", "distill.temperature=1.0"]
+    command += ["--set", "distill.temperature=2.0"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode in (0, 3), done.stderr
     result = json.loads(done.stdout)
