@@ -79,7 +79,8 @@ def model_card(manifest: dict[str, Any]) -> str:
 
 ## Quality
 
-Macro F1 {quality["f1_macro"]:.4f}, accuracy {quality["accuracy"]:.4f} on {quality["split"]}. {chosen}
+Macro F1 {quality["f1_macro"]:.4f} ({quality["f1_low"]:.4f} to {quality["f1_high"]:.4f}: 95 %, other images of the same
+kind), accuracy {quality["accuracy"]:.4f} on {quality["split"]}. {chosen}
 
 | class | F1 |
 | --- | --- |

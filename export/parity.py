@@ -1,6 +1,6 @@
 """Does a file answer as the network it came from? Logits, top-1 and macro F1 on the same images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,18 +73,33 @@ def compare(reference: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> Pa
 
 
 def change_interval(labels: np.ndarray, before: np.ndarray, after: np.ndarray, classes: int) -> tuple[float, float]:
-    """95 % interval of how macro F1 changes from the guesses `before` to `after`: the images are drawn again, with
-    both guesses of each (percentile bootstrap, Efron & Tibshirani 1993, chapter 13)."""
-    from scipy.stats import bootstrap
+    """95 % interval of how macro F1 changes from the guesses `before` to `after`."""
 
     def change(truth: np.ndarray, one: np.ndarray, other: np.ndarray, axis: int) -> np.ndarray:
         return macro_f1(truth, other, classes, axis) - macro_f1(truth, one, classes, axis)
 
     if (before == after).all():
         return 0.0, 0.0
+    return interval(change, labels, before, after)
+
+
+def f1_interval(labels: np.ndarray, guesses: np.ndarray, classes: int) -> tuple[float, float]:
+    """95 % interval of macro F1: what other images of the same kind might have given."""
+
+    def f1(truth: np.ndarray, guessed: np.ndarray, axis: int) -> np.ndarray:
+        return macro_f1(truth, guessed, classes, axis)
+
+    return interval(f1, labels, guesses)
+
+
+def interval(statistic: Callable[..., np.ndarray], *arrays: np.ndarray) -> tuple[float, float]:
+    """95 % interval of statistic(*arrays, axis=): the images are drawn again, each with all that is known of it
+    (percentile bootstrap, Efron & Tibshirani 1993, chapter 13). arrays: (n,), alike in length."""
+    from scipy.stats import bootstrap
+
     found = bootstrap(
-        (labels, before, after),
-        change,
+        arrays,
+        statistic,
         paired=True,
         vectorized=True,
         n_resamples=_RESAMPLES,

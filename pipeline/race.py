@@ -9,7 +9,7 @@ import numpy as np
 from export.artifact import Artifact
 from export.errors import ExportError
 from export.onnx_export import deployable
-from export.parity import compare, confusion, f1_per_class, logits_of, scores
+from export.parity import LEVEL, compare, confusion, f1_interval, f1_per_class, logits_of, scores
 from export.portability import on_older_cpu, relies_on
 from latency.host import this_host
 from latency.profile import profile as profile_kernels
@@ -45,6 +45,7 @@ def _inputs(run: Run) -> dict[str, Any]:
         "precisions": latency.precisions,
         "threads": latency.threads,
         "quantize": run.config.quantize.model_dump(),
+        "level": LEVEL,
         "seed": run.config.seed,
         # what INT8 is trained with, should it lose too much
         "hyper": load_student(run)[1].as_dict(),
@@ -86,6 +87,7 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
     final_images, final_labels = (images, labels) if split == "val" else split_arrays(run, card, split)
     final = logits_of(shipped.artifact, final_images)
     f1, accuracy = scores(final, final_labels)
+    low, high = f1_interval(final_labels, final.argmax(1), len(index.classes))
     portability = _portability(shipped.artifact, images, labels, floor)
     summary = {
         "torch": {"f1_macro": torch_f1, "accuracy": torch_accuracy},
@@ -102,6 +104,8 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
         "portability": portability,
         "quality": {
             "f1_macro": f1,
+            "f1_low": low,
+            "f1_high": high,
             "accuracy": accuracy,
             "split": split,
             "selected_on": split == "val",

@@ -20,6 +20,7 @@ import optuna
 from optuna.trial import TrialState
 from torch import nn
 
+from export.errors import ExportError
 from latency.errors import LatencyError
 from latency.machine import Machine
 from models.build import profile
@@ -40,6 +41,8 @@ from pipeline.train import Recipe, fit
 _CONSTRAINT = "latency_over_limit_ms"
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 _REAPED = "reaped"
+_UNFIT = (SpecError, ExportError, LatencyError)
+"""What a candidate may be that cannot be built, exported or timed; the search goes on without it."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def _plan_sweep(study: optuna.Study, search: Search, space: SearchSpace, timer: 
             candidate = space.suggest(optuna.trial.FixedTrial(params), len(search.index.classes))
             card = student_card(candidate.spec, search.index.classes, search.config.data.fit)
             measured.append((timer.time(candidate.spec, card, search.config.seed)[0].p90_lower_ms, params))
-        except (SpecError, LatencyError):  # its trial says so
+        except _UNFIT:  # its trial says so
             measured.append((0.0, params))
     for _, params in sorted(measured, key=lambda m: -m[0]):
         # A killed run may have put some in line, and what was trained under another limit is in line already.
@@ -169,7 +172,7 @@ def _evaluate(
         shape = profile(candidate.spec)
         card = student_card(candidate.spec, search.index.classes, search.config.data.fit)
         timings = timer.time(candidate.spec, card, search.config.seed)
-    except (SpecError, LatencyError) as error:
+    except _UNFIT as error:
         trial.set_user_attr("error", str(error))
         study.tell(trial, state=TrialState.FAIL)
         search.say(f"trial {trial.number}: cannot be built or timed: {error}")
@@ -281,7 +284,7 @@ def _open_study(search: Search) -> optuna.Study:
     import sqlalchemy
 
     search.folder.mkdir(parents=True, exist_ok=True)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    quiet_optuna()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     url = search.config.search.storage or f"sqlite:///{search.folder / 'study.db'}"
@@ -299,6 +302,11 @@ def _open_study(search: Search) -> optuna.Study:
     except (sqlalchemy.exc.OperationalError, ImportError) as error:
         reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
         raise EnvironmentProblem(f"search.storage: {shown}: cannot be opened: {reason}") from error
+
+
+def quiet_optuna() -> None:
+    """Its own lines about studies and trials; ours say more."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def _reap(study: optuna.Study, worker: str) -> None:

@@ -71,8 +71,8 @@ def show_result(result: dict[str, Any], folder: Path) -> None:
         put(
             f"model: {model['path']}, {model['runtime']} {model['precision']}, {model['params']} parameters, "
             f"{model['macs'] / 1e6:.1f} MMAC, {model['input_size']} px, {model['size_bytes'] / 1e6:.2f} MB",
-            f"quality: macro F1 {quality['f1_macro']:.4f}, accuracy {quality['accuracy']:.4f} on "
-            f"{quality['split']}{note}",
+            f"quality: macro F1 {quality['f1_macro']:.4f} ({quality['f1_low']:.4f}..{quality['f1_high']:.4f}, 95 %), "
+            f"accuracy {quality['accuracy']:.4f} on {quality['split']}{note}",
         )
         show_verdict(result)
         if result["bundle"]:

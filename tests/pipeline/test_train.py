@@ -10,16 +10,21 @@ import numpy as np
 import pytest
 import torch
 
+from models import torchvision_ops
 from models.build import build
 from models.spec import ModelSpec
 from pipeline.config import Augment
 from pipeline.errors import EnvironmentProblem
-from pipeline.inputs import Arrays, pick_device, predict
+from pipeline.inputs import Arrays, autocast, pick_device, predict
 from pipeline.losses import CrossEntropy, class_weights, distillation, epoch_order
 from pipeline.probe import classifier_of, fit_classifier
 from pipeline.train import Recipe, fit
 from pipeline.views import View, crop
 from tests.conftest import ROOT
+
+torchvision_ops.ensure()
+
+from timm.layers import Conv2dSame  # noqa: E402
 
 SPEC = ModelSpec.parse(
     {
@@ -57,13 +62,27 @@ def run(arrays, recipe=RECIPE, **more):
     return fit(build(SPEC, seed=1), arrays, recipe, 3, 3, **more)
 
 
-def test_it_learns_and_keeps_the_best_epoch(arrays):
-    result = run(arrays, replace(RECIPE, epochs=8))
+@pytest.mark.parametrize("reduced", [False, True])
+def test_it_learns_and_keeps_the_best_epoch(arrays, reduced):
+    result = run(arrays, replace(RECIPE, epochs=12, reduced=reduced))
     assert result.best.f1_macro == max(e.f1_macro for e in result.history) > 0.8
     model = build(SPEC)
     model.load_state_dict(result.state)
     guesses = predict(model, arrays.val, arrays).argmax(1)
     assert (guesses == arrays.val_labels).mean() == pytest.approx(result.best.accuracy)
+
+
+@pytest.mark.parametrize("module", [torch.nn.Conv2d, Conv2dSame])
+def test_in_bf16_on_a_cpu_convolutions_in_groups_stay_in_f32(module):
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 9, 9)
+    for groups in (1, 2, 8):
+        layer = module(8, 8, 3, stride=2, groups=groups)
+        with autocast(CPU, reduced=True):
+            found = layer(x)
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, layer(x).bfloat16()) == (groups > 1)
+        assert layer(x).dtype == torch.float32
 
 
 class Killed(Exception):
@@ -80,9 +99,10 @@ def threads(request):
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb"])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(arrays, tmp_path, optimizer):
-    recipe = replace(RECIPE, optimizer=optimizer, augment=Augment(n_select=2, mixup=0.2, cutmix=1.0))
+@pytest.mark.parametrize(("optimizer", "reduced"), [("adamw", False), ("sgd", True), ("lamb", False)])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(arrays, tmp_path, optimizer, reduced):
+    augment = Augment(n_select=2, mixup=0.2, cutmix=1.0)
+    recipe = replace(RECIPE, optimizer=optimizer, reduced=reduced, augment=augment)
     whole = run(arrays, recipe)
 
     def kill(epoch):
