@@ -54,7 +54,10 @@ def epoch_order(labels: np.ndarray, balance: Balance, rng: np.random.Generator) 
 
 
 def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) at a temperature, times its square (Hinton et al. 2015)."""
+    """KL(teacher || student) at a temperature, times its square (Hinton et al. 2015).
+
+    timm.task has it for a live teacher that is given the student's own tensor; here each sees the crop at its own
+    size, and answers are mostly stored."""
     student = functional.log_softmax(logits / temperature, 1)
     target = functional.log_softmax(teacher / temperature, 1)
     return temperature**2 * functional.kl_div(student, target, reduction="batchmean", log_target=True)

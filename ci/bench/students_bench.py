@@ -59,7 +59,7 @@ class Chosen:
 
 _SCRATCH = {"student.model": str(_HERE / "students" / "scratch.yaml")}
 _PRETRAINED = {"student.model": str(_HERE / "students" / "pretrained.yaml"), "student.learning_rate": 3e-4}
-_LEARNT = 6
+_LEARNT = 5
 """A network that has learnt before needs fewer epochs: this many times."""
 _SMALL = ("mobilenetv3_small_050", "lcnet_050", "mobilenetv4_conv_small_050")
 ARMS = {

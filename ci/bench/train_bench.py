@@ -32,7 +32,7 @@ from models.spec import ModelSpec
 from pipeline.checkpoint import pixels
 from pipeline.data import scan
 from pipeline.images import decoded, train_size
-from pipeline.inputs import Arrays, pick_device
+from pipeline.inputs import Arrays, bf16_pays, pick_device
 from pipeline.train import Recipe, fit
 from pipeline.views import View
 
@@ -42,6 +42,8 @@ from torchvision import transforms  # noqa: E402
 from torchvision.datasets import ImageFolder  # noqa: E402
 
 BATCH, STEPS, CLASSES = 32, 30, 6
+_RECIPE = Recipe(1, "adamw", 1e-3, BATCH, ema=True, reduced=bf16_pays(large=False))
+"""As a student is trained."""
 
 
 def draw(folder: Path) -> None:
@@ -93,7 +95,7 @@ def decode(spec: ModelSpec, folder: Path, cache: Path) -> Arrays:
 
 
 def ours(spec: ModelSpec, arrays: Arrays) -> float:
-    return fit(build(spec, seed=0), arrays, Recipe(1, "adamw", 1e-3, BATCH, ema=True), 0, CLASSES).best.images_per_s
+    return fit(build(spec, seed=0), arrays, _RECIPE, 0, CLASSES).best.images_per_s
 
 
 def bare(spec: ModelSpec, arrays: Arrays) -> float:
