@@ -1,13 +1,18 @@
-"""Candidates are timed once, and again only where the host was disturbed."""
+"""Candidates are timed once, and again only where the host was disturbed; one that cannot be timed is passed over."""
 
 from dataclasses import replace
 
 import pytest
 
+from export.errors import ExportError
 from latency.measure import WarmTimer
 from models.spec import ModelSpec
+from pipeline import measured
 from pipeline.checkpoint import student_card
+from pipeline.config import load_config
 from pipeline.measured import CandidateTimer, Form
+from pipeline.run import run_one
+from pipeline.stages import open_run
 
 SPEC = ModelSpec.parse(
     {
@@ -24,14 +29,14 @@ def test_a_disturbed_candidate_is_timed_again_a_few_times(disturbed, calls, tmp_
     own, seen = WarmTimer.time, []
 
     def time(timer, subject, plan):
-        measured = own(timer, subject, plan)
+        found = own(timer, subject, plan)
         if "candidate" not in subject.path:
-            return measured
+            return found
         seen.append(subject)
-        (run,) = measured.runs
+        (run,) = found.runs
         half = len(run.control_ms) // 2
         later = 2.0 if len(seen) <= disturbed else 1.0
-        return replace(measured, runs=(replace(run, control_ms=(1.0,) * half + (later,) * half),))
+        return replace(found, runs=(replace(run, control_ms=(1.0,) * half + (later,) * half),))
 
     monkeypatch.setattr(WarmTimer, "time", time)
     card = student_card(SPEC, ("a", "b"), "squash")
@@ -40,3 +45,18 @@ def test_a_disturbed_candidate_is_timed_again_a_few_times(disturbed, calls, tmp_
         assert len(seen) == calls
         assert timer.time(SPEC, card, 0) == first  # known by now
     assert len(seen) == calls
+
+
+def test_a_candidate_that_cannot_be_exported_ends_no_search(tiny, tmp_path, monkeypatch):
+    own, said = measured.export_onnx, []
+
+    def export(model, card, path):
+        if not any("trial 0" in line for line in said):
+            raise ExportError("an operator that ONNX lacks")
+        return own(model, card, path)
+
+    monkeypatch.setattr(measured, "export_onnx", export)
+    with open_run(tmp_path / "run", load_config(tiny, ["search.trials=1"]), said.append) as run:
+        done = run_one("search", run)
+    assert "trial 0: cannot be built or timed: an operator that ONNX lacks" in said
+    assert done.summary["trained"] == 1
