@@ -110,8 +110,20 @@ class SearchSpace:
     @property
     def networks(self) -> list[str]:
         """The networks of timm that its own may begin with."""
-        begin = [m["params"].get("network", []) for m in self.document["modules"] if "Timm" in m["layers"]]
-        return [name for choice in begin for name in (_all_of(choice) or [])]
+        return self._begin("network")
+
+    @property
+    def cuts(self) -> list[str]:
+        """The stages of these behind which they may be cut."""
+        return self._begin("until")
+
+    @property
+    def input_sizes(self) -> list[int]:
+        return _all_of(self.document["hyper"]["input_size"]) or []
+
+    def _begin(self, key: str) -> list[str]:
+        choices = [m["params"].get(key, []) for m in self.document["modules"] if "Timm" in m["layers"]]
+        return [value for choice in choices for value in (_all_of(choice) or [])]
 
     def combinations(self) -> list[dict[str, Any]]:
         """Every combination of its choices, as a trial's parameters. Raises SpecError for a range of floats."""

@@ -182,7 +182,9 @@ def train_command(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> int:
-    """Train the student without a teacher: distill with distill.weight=0, which the run folder then keeps.
+    """Train the student without a teacher: distill with distill.weight=0.
+
+    The run folder keeps that: go on with `edgebuild run --run-dir FOLDER`, without -c, which would set it back.
 
     Example: edgebuild train -c build.yaml --set student.model=cpu_small --set distill.epochs=1000
     """
@@ -319,7 +321,7 @@ def preflight_command(
     disk: Annotated[str | None, typer.Option(help="All that may be written, with the environment: 500MB.")] = None,
     memory: Annotated[str | None, typer.Option(help="What a process may hold: 1GB.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.001, help="For all images, all in.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Photos to label, also those of the recorded F1.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Photos to label, of test/ best: recorded ones are checked.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Images of a submission; default: those given.")] = None,
     wheels: Annotated[Path | None, typer.Option(help="A folder of the lock's packages, instead of the index.")] = None,
     config: ConfigOption = None,
@@ -329,7 +331,7 @@ def preflight_command(
 ) -> int:
     """Rehearse a submission in a sandbox: empty environment, no network, limits. pass (0), fail (1), inconclusive (3).
 
-    Example: edgebuild preflight bundle.tar.gz --disk 500MB --memory 1GB --seconds 60 --images photos/val
+    Example: edgebuild preflight bundle.tar.gz --disk 500MB --memory 1GB --seconds 60 --images photos/test
     """
     from pipeline.show_ship import show_preflight
 

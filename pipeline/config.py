@@ -31,6 +31,7 @@ class Data(Section):
     root: str
     """An ImageFolder tree (train/, optionally val/ and test/; or one tree of classes), or `demo` for the drawn set."""
     fit: Literal["squash", "pad", "crop"] = "squash"
+    """An image to a square: squash ignores its aspect ratio, pad puts it on grey, crop cuts the middle out."""
     balance: Balance = "inverse"
     """How rare classes are helped: inverse or effective (weights in the cross-entropy), logits (logit adjustment),
     sampling (drawn more often), none."""
@@ -67,15 +68,18 @@ class Submission(Section):
 class Student(Section):
     model: str | None = None
     """An architecture to train as it is, instead of a search: a YAML file, or one that ships."""
+    # How `model` is trained: these four. A search takes them from its space.
     optimizer: str = "adamw"
     learning_rate: Positive = 3e-3
+    """For a network from scratch; for one that begins with weights, a tenth."""
     batch: Count = 32
     n_select: Annotated[int, Field(ge=0)] = 0
-    """How `model` is trained; a search has its own."""
+    """Operations of RandAugment on each image."""
     network: str | None = None
     """For a space whose networks begin with one of timm's: replaces the space's."""
     until: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Stages behind which it may be cut; replaces the space's list."""
+    """Stages behind which it may be cut, by timm's names (of resnet18: layer2.1); replaces the space's list, which is
+    for EfficientNets. Where none fits, those that exist are named."""
     weights: str = "hub"
     """Of that network: hub, none, or the path of a .safetensors file."""
 
@@ -92,8 +96,11 @@ class Search(Section):
     trials: Count = 20
     """Candidates to train; those over the limit are rejected untrained and do not count."""
     max_asked: Count = 200
+    """Candidates in all, the rejected ones too."""
     max_minutes: Positive = 60
+    """Of all candidates together; looked at before each. What a sweep measures first does not count."""
     epochs: Count = 10
+    """Of each candidate."""
     subset: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the training images that a candidate is trained on."""
     storage: str | None = None
@@ -101,10 +108,14 @@ class Search(Section):
 
 
 class Select(Section):
+    """Of the trained candidates that keep limit, floor and input size: those within f1_band of the best F1; of these,
+    those within latency_band of the fastest; of these, the one with most parameters."""
+
     f1_floor: Share = 0.4
     f1_band: Share = 0.02
     latency_band: Share = 0.10
     input_size: int | None = 168
+    """null: any."""
     trial: int | None = None
     """Overrules the rule by a trial's number."""
 
@@ -160,7 +171,7 @@ class Distill(Section):
     epochs: Count = 60
     temperature: Positive = 1.0
     weight: Share = 0.7
-    """Share of the distillation loss; the rest is class-weighted cross-entropy."""
+    """Share of the distillation loss; the rest is cross-entropy, balanced as data.balance says."""
     views: Count | None = 8
     """Random views stored of each image, for which the teacher is asked once; null: new ones in each epoch, for which
     it is asked each time."""

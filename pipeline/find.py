@@ -121,6 +121,7 @@ def _search_inputs(run: Run) -> dict[str, Any]:
     search = run.config.search
     return {
         "study": _search(run).study_name,
+        "sampler": search.sampler,
         "trials": search.trials,
         "max_asked": search.max_asked,
         "max_minutes": search.max_minutes,

@@ -25,6 +25,7 @@ from latency.errors import LatencyError
 from latency.machine import Machine
 from models.build import profile
 from models.language import SpecError, canonical_hash
+from models.pretrained import channels
 from models.space import Candidate, SearchSpace
 from models.spec import ModelSpec
 from pipeline.checkpoint import is_pretrained, student_card
@@ -109,6 +110,7 @@ def candidate_timer(config: BuildConfig, folder: Path, machine: Machine) -> Cand
 def run_search(search: Search) -> dict[str, Any]:
     """Go on with the study until its budget is used; the summary and all trials. Raises PipelineError."""
     config, space = search.config, search.space
+    _check(space, config)
     study = _open_study(search)
     _reap(study, search.worker)
     _carry_over(study, search)
@@ -126,6 +128,27 @@ def run_search(search: Search) -> dict[str, Any]:
             _evaluate(study, trial, search, space, timer)
     search.say(f"search ends: {reason}")
     return summary(study, config)
+
+
+def _check(space: SearchSpace, config: BuildConfig) -> None:
+    """What else would show only when all candidates were tried. Raises PipelineError or SpecError."""
+    size = config.select.input_size
+    if size is not None and size not in space.input_sizes:
+        searched = ", ".join(map(str, space.input_sizes))
+        raise PipelineError(
+            f"select.input_size: {size} px, but the input sizes searched are {searched}: set it to one of these, or to "
+            "null for any"
+        )
+    for name in space.networks:
+        refusals = []
+        for until in space.cuts:
+            try:
+                channels(name, until)
+                break
+            except SpecError as error:
+                refusals.append(error)
+        else:
+            raise refusals[0]
 
 
 def _plan_sweep(study: optuna.Study, search: Search, space: SearchSpace, timer: CandidateTimer) -> None:

@@ -1,15 +1,18 @@
 """Candidates are timed once, and again only where the host was disturbed; one that cannot be timed is passed over."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from export.errors import ExportError
 from latency.measure import WarmTimer
+from models.language import SpecError
 from models.spec import ModelSpec
 from pipeline import measured
 from pipeline.checkpoint import student_card
 from pipeline.config import load_config
+from pipeline.errors import PipelineError
 from pipeline.measured import CandidateTimer, Form
 from pipeline.run import run_one
 from pipeline.stages import open_run
@@ -60,3 +63,23 @@ def test_a_candidate_that_cannot_be_exported_ends_no_search(tiny, tmp_path, monk
         done = run_one("search", run)
     assert "trial 0: cannot be built or timed: an operator that ONNX lacks" in said
     assert done.summary["trained"] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (["select.input_size=168"], "select.input_size: 168 px, but the input sizes searched are 64: set it"),
+        (
+            ["search.space=pretrained", "student.network=resnet18", "student.weights=none"],
+            "until: resnet18 has no stage 'blocks.3'; it has conv1, bn1, act1, maxpool, layer1.0",
+        ),
+    ],
+)
+def test_a_search_of_which_nothing_could_be_chosen_is_refused_before_it_begins(settings, text, tiny, tmp_path):
+    said = []
+    with (
+        open_run(tmp_path / "run", load_config(tiny, settings), said.append) as run,
+        pytest.raises((PipelineError, SpecError), match=re.escape(text)),
+    ):
+        run_one("search", run)
+    assert not any("trial" in line for line in said)
