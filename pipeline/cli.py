@@ -321,7 +321,7 @@ def preflight_command(
     disk: Annotated[str | None, typer.Option(help="All that may be written, with the environment: 500MB.")] = None,
     memory: Annotated[str | None, typer.Option(help="What a process may hold: 1GB.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.001, help="For all images, all in.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Photos to label, of test/ best: recorded ones are checked.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Photos to label; the recorded ones are checked.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Images of a submission; default: those given.")] = None,
     wheels: Annotated[Path | None, typer.Option(help="A folder of the lock's packages, instead of the index.")] = None,
     config: ConfigOption = None,
