@@ -62,7 +62,7 @@ def network(name: str, weights: str, classes: int, section: str) -> nn.Module:
             ) from error
         except OSError as error:  # huggingface_hub's connection errors among them
             raise ConnectionError(
-                f"{section}.weights: hub: the weights of {name!r} cannot be downloaded: {_first_line(error)}; connect "
+                f"{section}.weights: hub: the weights of {name!r} cannot be downloaded: {first_line(error)}; connect "
                 f"to the network, or give a file with --set {section}.weights=FILE.safetensors, or none"
             ) from error
     else:
@@ -108,7 +108,7 @@ class Stages(nn.Module):
                 warnings.simplefilter("ignore")  # of nodes that differ in training: none that lies before a stage's end
                 self.graph = create_feature_extractor(whole, {until: "out"})
         except (ValueError, AssertionError, torch.fx.proxy.TraceError) as error:
-            raise SpecError(f"until: {name} cannot be cut at {until!r}: {_first_line(error)}") from error
+            raise SpecError(f"until: {name} cannot be cut at {until!r}: {first_line(error)}") from error
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.graph(x)["out"]
@@ -124,7 +124,7 @@ def channels(name: str, until: str) -> int:
             out = Stages(name, until).eval()(torch.empty(1, 3, _PROBE_SIZE, _PROBE_SIZE))
     except (AssertionError, RuntimeError) as error:
         raise SpecError(
-            f"backbone: {name} does not take an image of {_PROBE_SIZE} px: {_first_line(error)}; choose one that is "
+            f"backbone: {name} does not take an image of {_PROBE_SIZE} px: {first_line(error)}; choose one that is "
             "convolutional all the way"
         ) from error
     if out.ndim != 4 or out.shape[2] != out.shape[3]:
@@ -201,5 +201,5 @@ def _some(what: str, keys: Iterable[str]) -> str:
     return f"{len(keys)} keys {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}); " if keys else ""
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

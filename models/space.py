@@ -23,6 +23,7 @@ classes.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,10 @@ class SearchSpace:
         return self._begin("until")
 
     @property
+    def optimizers(self) -> list[str]:
+        return _all_of(self.document["hyper"]["optimizer"]) or []
+
+    @property
     def input_sizes(self) -> list[int]:
         return _all_of(self.document["hyper"]["input_size"]) or []
 
@@ -125,8 +130,18 @@ class SearchSpace:
         choices = [m["params"].get(key, []) for m in self.document["modules"] if "Timm" in m["layers"]]
         return [value for choice in choices for value in (_all_of(choice) or [])]
 
+    @property
+    def size(self) -> int:
+        """How many combinations there are. Raises SpecError for a range of floats."""
+        return math.prod(len(values) for values in self._lists().values())
+
     def combinations(self) -> list[dict[str, Any]]:
         """Every combination of its choices, as a trial's parameters. Raises SpecError for a range of floats."""
+        names = self._lists()
+        return [dict(zip(names, values, strict=True)) for values in itertools.product(*names.values())]
+
+    def _lists(self) -> dict[str, list[Any]]:
+        """What is to be chosen, and all that it may be."""
         names: dict[str, list[Any]] = {}
         for _, name, choice in _choices(self.document):
             values = _all_of(choice)
@@ -134,7 +149,7 @@ class SearchSpace:
                 raise SpecError(f"{self.source}: {name}: a range of floats has no end of values; list those to try")
             if len(values) > 1:
                 names[name] = values
-        return [dict(zip(names, values, strict=True)) for values in itertools.product(*names.values())]
+        return names
 
     def suggest(self, trial: Suggester, classes: int) -> Candidate:
         """Draw one candidate. Raises SpecError where the draw is no valid network."""

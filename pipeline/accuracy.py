@@ -11,7 +11,7 @@ from torch import Tensor
 from export.artifact import Artifact
 from export.errors import ExportError
 from export.formats import FORMATS
-from export.mixed import CannotReach, Mixture, keep_f1
+from export.mixed import Mixture, keep_f1
 from export.parity import compare, logits_of, scores
 from export.qat import save_quantized, with_quantizers
 from models.pretrained import Normalisation
@@ -144,7 +144,7 @@ def _mix(run: Run, work: Path, fastest: Candidate, judge: Judge) -> tuple[Candid
     entry = {"how": "layers back to f32", "budget_s": seconds}
     try:
         mixture = _keep_f1(run, fastest, path, judge)
-    except CannotReach as error:
+    except ExportError as error:
         return None, {**entry, "status": "cannot be reached", "told": str(error)}
     told = f"{len(mixture.kept)} of {mixture.layers} layers in f32"
     mixed = judge.candidate("mixed", Artifact(path, runtime, "int8"), mixture.kept)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from latency.host import this_host
 from models.pretrained import Normalisation
-from pipeline.inputs import autocast, bf16_pays, normalise
+from pipeline.inputs import Images, autocast, bf16_pays, normalise
 from pipeline.train import Recipe
 from pipeline.views import View
 
@@ -35,7 +35,7 @@ class Finished:
 
 def answers(
     finished: Finished,
-    images: np.ndarray,
+    images: Images,
     recipe: Recipe,
     seed: int,
     device: torch.device,

@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +96,14 @@ def scan(root: Path, seed: int) -> Index:
     else:
         classes = tuple(sorted(trees[_ALL]))
         files = _split(trees[_ALL], seed, ("val", "test"))
+    drawn = set(files) - set(trees)  # splits that are ours
     if not any(files.values()):
         raise PipelineError(f"{root}: no image found; expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg")
     if len(classes) < 2:
         raise PipelineError(
             f"{root}: found {len(classes)} class ({', '.join(classes)}); a classifier needs two or more"
         )
-    index = _read_all(root, classes, files)
+    index = _once(_read_all(root, classes, files), drawn)
     for split, counts in index.counts().items():
         empty = [c for c, n in counts.items() if n == 0]
         if empty:
@@ -158,6 +159,28 @@ def _split(tree: dict[str, list[Path]], seed: int, wanted: Sequence[str]) -> dic
     return {s: sorted(v) for s, v in files.items()}
 
 
+def _once(index: Index, drawn: set[str]) -> Index:
+    """The splits drawn here without files that stand in an earlier split already, byte for byte: they move there."""
+    splits = dict(index.splits)
+    for split in (s for s in SPLITS[1:] if s in drawn & set(splits)):
+        for other in SPLITS[: SPLITS.index(split)]:
+            known = {s.sha256 for s in splits[other]}
+            moved = tuple(s for s in splits[split] if s.sha256 in known)
+            splits[other] += moved
+            splits[split] = tuple(s for s in splits[split] if s not in moved)
+    return replace(index, splits=splits)
+
+
+def repeated(index: Index) -> dict[str, int]:
+    """split -> how many of its files stand in train/ or val/ before it as well."""
+    seen: set[str] = set()
+    found = {}
+    for split in (s for s in SPLITS if s in index.splits):
+        found[split] = sum(s.sha256 in seen for s in index.splits[split])
+        seen |= {s.sha256 for s in index.splits[split]}
+    return {split: count for split, count in found.items() if count}
+
+
 def _read_all(root: Path, classes: tuple[str, ...], files: dict[str, list[tuple[Path, str]]]) -> Index:
     def read(item: tuple[Path, str]) -> Sample | tuple[str, str]:
         path, name = item
@@ -188,5 +211,6 @@ def summary(index: Index) -> dict[str, Any]:
         "counts": index.counts(),
         "skipped": index.skipped,
         "identical_files": sum(n - 1 for n in shared.values()),
+        "repeated": repeated(index),
         "hash": index.hash,
     }

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from export.parity import f1_per_class
 from export.preprocess import Preprocess
+from latency.lock import timing_lock
 from models.space import Hyper
 from models.spec import ModelSpec
 from pipeline import FORMAT
@@ -129,7 +130,8 @@ def _soft_labels(run: Run, ask: Answers, recipe: Recipe, count: int, folder: Pat
     for view in range(recipe.views or 0):
         file = folder / f"{view}.safetensors"
         if not file.is_file():
-            parts = [ask(view, np.arange(start, min(start + 64, count))).cpu() for start in range(0, count, 64)]
+            with timing_lock(shared=True):
+                parts = [ask(view, np.arange(start, min(start + 64, count))).cpu() for start in range(0, count, 64)]
             save_file({"logits": torch.cat(parts)}, file.with_suffix(".partial"))
             file.with_suffix(".partial").replace(file)
             run.say(f"distill: teacher's answers for view {view + 1} of {recipe.views}")

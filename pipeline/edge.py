@@ -60,7 +60,9 @@ def explain(error: BaseException) -> tuple[str, int] | None:
 
 def _disk_full(error: BaseException | None) -> BaseException | None:
     """The full disk behind an error, through whatever libraries wrapped it."""
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return error
         if any(text in str(error) for text in ("No space left on device", "database or disk is full")):

@@ -16,6 +16,10 @@ class EnvironmentProblem(PipelineError):
     exit_code = ENVIRONMENT
 
 
+class OutOfMemory(EnvironmentProblem):
+    """Of the CPU or the GPU, in a training; the text names the batch that fits."""
+
+
 class NoCandidate(PipelineError):
     """The search or the rule of choice found nothing to ship: verdict fail."""
 

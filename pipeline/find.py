@@ -21,7 +21,7 @@ from pipeline import FORMAT, demo_data
 from pipeline.checkpoint import is_pretrained, pixels, student_card
 from pipeline.choose import Row, Rule, choose, pareto
 from pipeline.config import Student, Teacher
-from pipeline.data import Index, list_files, scan
+from pipeline.data import Index, list_files, repeated, scan
 from pipeline.data import summary as data_summary
 from pipeline.errors import EnvironmentProblem, NoCandidate
 from pipeline.files import write_json
@@ -54,6 +54,10 @@ def _data(run: Run, work: Path) -> dict[str, Any]:
     index.save(work / "index.json")
     for path, reason in index.skipped.items():
         run.say(f"data: {path}: skipped: {reason}")
+    for split, count in repeated(index).items():
+        run.say(
+            f"data: {count} files of {split}/ stand in a split before it too, which flatters its figures: take them out"
+        )
     return data_summary(index)
 
 

@@ -22,10 +22,27 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Some images of an array on disk that may be larger than memory, read when they are asked for."""
+
+    images: "Images"
+    chosen: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        return self.images[self.chosen[indices]]
+
+
+Images = np.ndarray | Rows
+
+
+@dataclass(frozen=True)
 class Arrays:
     """train: uint8 (n, s, s, 3), larger than the input; val: at the input size, by the shipped Preprocess."""
 
-    train: np.ndarray
+    train: Images
     train_labels: np.ndarray
     val: np.ndarray
     val_labels: np.ndarray

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.build import Student
+from models.pretrained import Stages
 from pipeline.inputs import Arrays, normalise
 from pipeline.views import View
 
@@ -23,8 +24,9 @@ _BATCH = 64
 
 
 def keep_statistics(model: nn.Module) -> None:
-    """Of a model in training mode: its batch norms go on as in use."""
-    for module in model.modules():
+    """Of a model in training mode: its batch norms go on as in use. A student's own head came without statistics."""
+    learnt = [m for m in model if isinstance(m, Stages)] if isinstance(model, Student) else [model]
+    for module in (m for part in learnt for m in part.modules()):
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
 
@@ -58,7 +60,8 @@ def fit_classifier(model: nn.Module, arrays: Arrays, balanced: bool, turns: bool
             model(normalise(x, arrays.mean, arrays.std))
     hook.remove()
     features = torch.cat(seen).numpy()
-    scaler = StandardScaler().fit(features)
+    seen.clear()
+    scaler = StandardScaler(copy=False).fit(features)
     regression = LogisticRegression(
         C=_C * 2 / len(symmetries), max_iter=300, class_weight="balanced" if balanced else None
     )

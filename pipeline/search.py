@@ -10,7 +10,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ from models.spec import ModelSpec
 from pipeline.checkpoint import is_pretrained, student_card
 from pipeline.config import Augment, BuildConfig
 from pipeline.data import Index
-from pipeline.errors import EnvironmentProblem, PipelineError
+from pipeline.errors import EnvironmentProblem, OutOfMemory, PipelineError
 from pipeline.files import write_json
-from pipeline.inputs import Arrays, bf16_pays
+from pipeline.inputs import Arrays, Rows, bf16_pays
 from pipeline.live import training_bar
 from pipeline.measured import CandidateTimer, forms
 from pipeline.stages import Say
@@ -115,9 +115,10 @@ def run_search(search: Search) -> dict[str, Any]:
     _reap(study, search.worker)
     _carry_over(study, search)
     with candidate_timer(config, search.folder / "measurements", search.machine) as timer:
-        if config.search.sampler == "sweep":
-            _plan_sweep(study, search, space, timer)
-        while (reason := _budget_used(study, config)) is None:
+        sweep = _sweep(search, space, timer) if config.search.sampler == "sweep" else None
+        while (reason := _budget_used(study, config, sweep)) is None:
+            if sweep is not None and not _waiting(study):
+                study.enqueue_trial(_untried(study, sweep)[0])
             # A sampler of its own for each trial: seeded alike whether the study was interrupted before or not.
             number = sum(_REAPED not in t.user_attrs for t in study.trials)
             study.sampler = optuna.samplers.TPESampler(
@@ -139,6 +140,11 @@ def _check(space: SearchSpace, config: BuildConfig) -> None:
             f"select.input_size: {size} px, but the input sizes searched are {searched}: set it to one of these, or to "
             "null for any"
         )
+    if config.search.sampler == "sweep" and space.size > config.search.max_asked:
+        raise PipelineError(
+            f"search.sampler: a sweep of {space.source} tries {space.size} combinations, search.max_asked is "
+            f"{config.search.max_asked}: raise it, name fewer values, or take tpe"
+        )
     for name in space.networks:
         refusals = []
         for until in space.cuts:
@@ -151,9 +157,9 @@ def _check(space: SearchSpace, config: BuildConfig) -> None:
             raise refusals[0]
 
 
-def _plan_sweep(study: optuna.Study, search: Search, space: SearchSpace, timer: CandidateTimer) -> None:
-    """Every combination is measured and put in line: those over the limit, which cost nothing more, then the slowest of
-    the others first, for more time mostly buys more F1."""
+def _sweep(search: Search, space: SearchSpace, timer: CandidateTimer) -> list[dict[str, Any]]:
+    """Every combination, measured: those over the limit, which cost nothing more, then the slowest of the others first,
+    for more time mostly buys more F1."""
     everything = space.combinations()
     search.say(f"search: {len(everything)} combinations, each is measured first")
     measured: list[tuple[float, dict[str, Any]]] = []
@@ -164,9 +170,18 @@ def _plan_sweep(study: optuna.Study, search: Search, space: SearchSpace, timer: 
             measured.append((timer.time(candidate.spec, card, search.config.seed)[0].p90_lower_ms, params))
         except _UNFIT:  # its trial says so
             measured.append((0.0, params))
-    for _, params in sorted(measured, key=lambda m: -m[0]):
-        # A killed run may have put some in line, and what was trained under another limit is in line already.
-        study.enqueue_trial(params, skip_if_exists=True)
+    return [params for _, params in sorted(measured, key=lambda m: -m[0])]
+
+
+def _untried(study: optuna.Study, sweep: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In their order; one whose trial a killed process left is among them again."""
+    trials = [t for t in study.get_trials(deepcopy=False) if _REAPED not in t.user_attrs]
+    tried = [t.system_attrs.get("fixed_params", t.params) for t in trials]
+    return [params for params in sweep if params not in tried]
+
+
+def _waiting(study: optuna.Study) -> bool:
+    return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
 
 def summary(study: optuna.Study, config: BuildConfig) -> dict[str, Any]:
@@ -224,7 +239,13 @@ def _evaluate(
         study.tell(trial, state=TrialState.PRUNED)
         search.say(f"{head}: over {limit_ms:g} ms, rejected untrained in {measure_s:.1f} s")
         return
-    key, f1 = _trained(candidate, search, trial.params)
+    try:
+        key, f1 = _trained(candidate, search, trial.params)
+    except OutOfMemory as error:
+        trial.set_user_attr("error", str(error))
+        study.tell(trial, state=TrialState.FAIL)
+        search.say(f"{head}: passed over: {error}")
+        return
     trial.set_user_attr("training", key)
     trial.set_user_attr("f1_macro", f1)
     study.tell(trial, [f1, best.p90_ms, shape.params])
@@ -272,30 +293,24 @@ def _trained(candidate: Candidate, search: Search, params: dict[str, Any]) -> tu
 
 
 def _subset(arrays: Arrays, share: float, seed: int) -> Arrays:
-    """A stratified part of the training images; validation stays whole."""
+    """So much of each class of the training images, one at the least; validation stays whole."""
     if share >= 1:
         return arrays
-    from sklearn.model_selection import train_test_split
-
-    every = np.arange(len(arrays.train))
-    classes = len(np.unique(arrays.train_labels))
-    count = max(classes, round(share * len(every)))
-    if len(every) - count < classes:
-        return arrays
-    part, _ = train_test_split(every, train_size=count, stratify=arrays.train_labels, random_state=seed)
-    part.sort()
-    return Arrays(arrays.train[part], arrays.train_labels[part], arrays.val, arrays.val_labels, arrays.mean, arrays.std)
+    rng, labels = np.random.default_rng(seed), arrays.train_labels
+    mixed = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    part = np.sort(np.concatenate([rows[: max(1, round(share * len(rows)))] for rows in mixed]))
+    return replace(arrays, train=Rows(arrays.train, part), train_labels=labels[part])
 
 
-def _budget_used(study: optuna.Study, config: BuildConfig) -> str | None:
-    """Why the search is over, or None. Time counts over all sessions of the study."""
+def _budget_used(study: optuna.Study, config: BuildConfig, sweep: list[dict[str, Any]] | None) -> str | None:
+    """Why the search is over, or None. Time counts over all sessions of the study. sweep: all that are to be tried."""
     trials = [t for t in study.trials if t.state.is_finished() and _REAPED not in t.user_attrs]
     trained = {t.user_attrs["training"] for t in trials if t.state == TrialState.COMPLETE}
     spent = sum((t.duration or timedelta() for t in trials), timedelta())
     if len(trained) >= config.search.trials:
         return f"{len(trained)} candidates trained (search.trials)"
-    if config.search.sampler == "sweep" and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        return f"all {len(trials)} combinations tried (search.sampler)"
+    if sweep is not None and not _waiting(study) and not _untried(study, sweep):
+        return f"all {len(sweep)} combinations tried (search.sampler)"
     if len(trials) >= config.search.max_asked:
         return f"{len(trials)} candidates asked for (search.max_asked)"
     if spent >= timedelta(minutes=config.search.max_minutes):

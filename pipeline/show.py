@@ -126,6 +126,8 @@ def show_data(result: dict[str, Any]) -> None:
         put(f"skipped: {path}: {reason}")
     if result["identical_files"]:
         put(f"{result['identical_files']} files are byte for byte the same as another")
+    for split, count in result["repeated"].items():
+        put(f"{count} files of {split} stand in a split before it too, which flatters its figures")
 
 
 def show_summary(summary: dict[str, Any]) -> None:

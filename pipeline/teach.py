@@ -5,6 +5,7 @@ trial is the config's own values. The weights of the best epoch of the best tria
 """
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models.language import canonical_hash, nearest
-from models.pretrained import Normalisation, check_name, freeze_until, network, normalisation
+from models.pretrained import Normalisation, check_name, first_line, freeze_until, network, normalisation
 from models.spec import ModelSpec
 from pipeline import FORMAT
 from pipeline.answers import Finished
@@ -27,14 +28,15 @@ from pipeline.files import write_json
 from pipeline.find import load_arrays, load_index, load_student, online, weights_key
 from pipeline.inputs import bf16_pays
 from pipeline.live import training_bar
-from pipeline.progress import Epoch
+from pipeline.progress import Checkpoints, Epoch
 from pipeline.search import quiet_optuna, search_space
 from pipeline.stages import SCRATCH, Run, Stage
 from pipeline.train import Fit, Recipe, fit
 
 CHECKPOINTS = f"{SCRATCH}/checkpoints"
 _WEIGHTS, _RECORD = "teacher.safetensors", "training.json"
-_CLASSES = "classes"
+_CLASSES, _DATA = "classes", "data"
+"""In the metadata of its weights: what it was trained for, and on which photos."""
 _KEYS = ("learning_rate", "epochs", "input_size", "batch", "n_select", "mixup")
 
 
@@ -46,7 +48,8 @@ def _inputs(run: Run) -> dict[str, Any]:
         "balance": run.config.data.balance,
         "seed": run.config.seed,
         "size": _default_size(run),
-        "teacher": teacher.model_dump() | {"weights": weights_key(teacher, "teacher")},
+        "teacher": teacher.model_dump(exclude=None if teacher.trials > 1 else {"tune"})
+        | {"weights": weights_key(teacher, "teacher")},
     }
 
 
@@ -57,25 +60,32 @@ def _default_size(run: Run) -> int:
 def build_teacher(run: Run, classes: int, weights: str) -> tuple[nn.Module, Normalisation]:
     torch.manual_seed(run.config.seed)
     if weights not in ("hub", "none"):
-        _check_classes(Path(weights), load_index(run).classes)
+        _check_origin(run, Path(weights))
     name = run.config.teacher.name
     with online():
         return _frozen(run, network(name, weights, classes, "teacher")), normalisation(name)
 
 
 def _frozen(run: Run, model: nn.Module) -> nn.Module:
+    if run.config.teacher.freeze and run.config.teacher.weights == "none":
+        raise PipelineError("teacher.freeze: without weights (teacher.weights) there is nothing to keep; leave it out")
     if run.config.teacher.freeze:
         freeze_until(model, run.config.teacher.freeze, "teacher.freeze")
     return model
 
 
-def _check_classes(weights: Path, classes: tuple[str, ...]) -> None:
-    """A teacher that edgebuild trained says what for."""
+def _check_origin(run: Run, weights: Path) -> None:
+    """A teacher that edgebuild trained says what for, and on which photos."""
+    index = load_index(run)
+    classes = index.classes
     try:
         with safe_open(weights, "pt") as file:
-            known = (file.metadata() or {}).get(_CLASSES)
+            metadata = file.metadata() or {}
     except SafetensorError:
         return  # told by whoever reads it
+    known = metadata.get(_CLASSES)
+    if metadata.get(_DATA, index.hash) != index.hash:
+        run.say(f"teacher.weights: {weights}: a teacher of other photos or splits: it may have seen val/ and test/")
     if known is not None and tuple(json.loads(known)) != classes:
         raise PipelineError(
             f"teacher.weights: {weights}: a teacher of other classes ({', '.join(json.loads(known))}) than the data's "
@@ -99,8 +109,8 @@ def _teach(run: Run, work: Path) -> dict[str, Any]:
         load_if_exists=True,
     )
     for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # by a killed process
-        study.enqueue_trial(left.system_attrs.get("fixed_params", {}) | left.params, skip_if_exists=True)
         study.tell(left.number, state=TrialState.FAIL)
+        study.enqueue_trial(left.system_attrs.get("fixed_params", {}) | left.params)
     if not study.trials:
         study.enqueue_trial(_own(run))
     while sum(t.state.is_finished() and t.state != TrialState.FAIL for t in study.trials) < run.config.teacher.trials:
@@ -171,14 +181,14 @@ def _try(run: Run, work: Path, study: optuna.Study, trial: optuna.Trial) -> None
         study.tell(trial, state=TrialState.PRUNED)
         return
     except PipelineError as error:
-        if trial.number == 0:  # the config's own values
+        if hyper == _own(run):
             raise
         run.say(f"{error}; the other trials stand")
         study.tell(trial, state=TrialState.PRUNED)
         return
     best = max((t.value for t in study.trials if t.state == TrialState.COMPLETE and t.value is not None), default=-1.0)
     if result.best.f1_macro > best:
-        save_file(result.state, work / _WEIGHTS, {_CLASSES: json.dumps(index.classes)})
+        save_file(result.state, work / _WEIGHTS, {_CLASSES: json.dumps(index.classes), _DATA: index.hash})
         write_json(work / _RECORD, {"format": FORMAT, "hyper": hyper, **result.record()})
     study.tell(trial, result.best.f1_macro)
 
@@ -233,14 +243,15 @@ def summary_of(record: dict[str, Any]) -> dict[str, Any]:
 
 def check_before(run: Run) -> None:
     """What can be refused before hours are spent: a network that timm lacks, weights that are missing or do not fit."""
-    _check_optimizer(run.config.student.optimizer)
+    for name in _optimizers(run):
+        _check_optimizer(name)
     if run.config.distill.weight:
         check_name(run.config.teacher.name, "teacher.name")
         weights_key(run.config.teacher, "teacher")
     # A download is kept in the hub's cache, so nothing is fetched twice.
     if run.manifest("teach") is None and run.config.distill.weight:
         with online():
-            _frozen(run, network(run.config.teacher.name, run.config.teacher.weights, 2, "teacher"))
+            _check_sizes(run, _frozen(run, network(run.config.teacher.name, run.config.teacher.weights, 2, "teacher")))
     if run.manifest("distill") is None:
         for name in _student_networks(run):
             weights_key(run.config.student, "student")
@@ -248,13 +259,55 @@ def check_before(run: Run) -> None:
                 network(name, run.config.student.weights, 2, "student")
 
 
+@torch.no_grad()
+def _check_sizes(run: Run, teacher: nn.Module) -> None:
+    """Some networks take images of one size only."""
+    config = run.config.teacher
+    sizes = {config.input_size} if config.input_size else _student_sizes(run)
+    for size in sorted(sizes | (set(config.tune.input_size) if config.trials > 1 else set())):
+        try:
+            teacher.eval()(torch.zeros(1, 3, size, size))
+        except (AssertionError, RuntimeError) as error:
+            raise PipelineError(
+                f"teacher.name: {config.name} does not take images of {size} px: {first_line(error)}; set "
+                "teacher.input_size to a size that it takes"
+            ) from error
+
+
+def _student_sizes(run: Run) -> set[int]:
+    if run.config.student.model:
+        return {ModelSpec.load(run.config.student.model).input_size}
+    return set(search_space(run.config).input_sizes)
+
+
 def _check_optimizer(name: str) -> None:
-    from timm.optim import list_optimizers
+    """timm's name of one that learns here, and whose state can be kept in a checkpoint."""
+    from timm.optim import create_optimizer_v2, list_optimizers
 
     if name not in list_optimizers():
         raise PipelineError(
             f"student.optimizer: timm has no {name!r}{nearest(name, [str(n) for n in list_optimizers()])}"
         )
+    model = nn.Linear(2, 2)
+    epoch = Epoch(0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    try:
+        optimizer = create_optimizer_v2(model, opt=name, lr=1e-3)
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        with tempfile.TemporaryDirectory() as folder:
+            saved = Checkpoints(Path(folder), model, None, optimizer)
+            saved.save([epoch], epoch, model.state_dict())
+            saved.restore()
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise PipelineError(
+            f"student.optimizer: {name} cannot be used here: {first_line(error)}; take another, adamw for example"
+        ) from error
+
+
+def _optimizers(run: Run) -> list[str]:
+    if run.config.student.model:
+        return [run.config.student.optimizer]
+    return search_space(run.config).optimizers
 
 
 def _student_networks(run: Run) -> list[str]:

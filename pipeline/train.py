@@ -20,7 +20,7 @@ from export.parity import scores
 from latency.lock import timing_lock
 from models import torchvision_ops
 from pipeline.config import Augment
-from pipeline.errors import EnvironmentProblem
+from pipeline.errors import OutOfMemory
 from pipeline.inputs import Arrays, autocast, keep_freed_memory, normalise, pick_device, predict
 from pipeline.live import OnStep
 from pipeline.losses import Balance, CrossEntropy, epoch_order
@@ -100,7 +100,7 @@ def fit(
     cross_entropy = CrossEntropy(arrays.train_labels, classes, recipe.balance, recipe.smoothing).to(device)
     loss = loss or (lambda logits, targets, indices, view: cross_entropy(logits, targets))
     if recipe.fit_classifier and not (checkpoints and begun(checkpoints)):
-        with autocast(device, recipe.reduced):
+        with timing_lock(shared=True), autocast(device, recipe.reduced):
             fit_classifier(model, arrays, recipe.balance != "none", recipe.augment.turns)
     optimizer = create_optimizer_v2(
         model,
@@ -132,7 +132,7 @@ def fit(
         view = epoch % recipe.views if recipe.views else epoch
         seen = View.draw(len(arrays.train), (seed, view), recipe.augment)
         order = epoch_order(arrays.train_labels, recipe.balance, np.random.default_rng([seed, epoch, 7]))
-        began, total = time.perf_counter(), 0.0
+        total = 0.0
 
         def learn(indices: np.ndarray, seen: View = seen, view: int = view) -> float:
             x = seen.show(arrays.train, indices, arrays.input_size, device)
@@ -150,12 +150,15 @@ def fit(
         if recipe.pretrained:
             keep_statistics(model)
         with timing_lock(shared=True):
+            began = time.perf_counter()
             for step in range(steps):
                 indices = np.sort(order[step * recipe.batch : (step + 1) * recipe.batch])
                 try:
                     total += learn(indices)
                 except (MemoryError, RuntimeError) as error:
-                    raise _explained(error, learn, indices) from error
+                    if not _out_of_memory(error):
+                        raise
+                    raise _what_fits(error, learn, indices) from error
                 if not math.isfinite(total):
                     diverged = f"the loss is no number any more at step {step + 1} of epoch {epoch + 1}"
                     break
@@ -184,10 +187,8 @@ def fit(
     return Fit(best_state or on_cpu(model.state_dict()), best or history[-1], tuple(history), diverged)
 
 
-def _explained(error: Exception, learn: Callable[[np.ndarray], float], indices: np.ndarray) -> Exception:
-    """The error itself, or where memory ran out an EnvironmentProblem that names the batch that fits."""
-    if not _out_of_memory(error):
-        return error
+def _what_fits(error: Exception, learn: Callable[[np.ndarray], float], indices: np.ndarray) -> Exception:
+    """For memory that ran out: an OutOfMemory that names the batch that fits."""
     traceback.clear_frames(error.__traceback__)  # or the batch that did not fit would still lie there
     fits = len(indices) // 2
     while fits:
@@ -200,7 +201,7 @@ def _explained(error: Exception, learn: Callable[[np.ndarray], float], indices: 
             traceback.clear_frames(again.__traceback__)
         fits //= 2
     told = f"one of {fits} fits: lower the batch to that" if fits else "not even a single image fits: lower its size"
-    return EnvironmentProblem(f"out of memory in training with a batch of {len(indices)} images; {told}")
+    return OutOfMemory(f"out of memory in training with a batch of {len(indices)} images; {told}")
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from models import torchvision_ops
 from pipeline.config import Augment
-from pipeline.inputs import to_device
+from pipeline.inputs import Images, to_device
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class View:
         turned, nothing = np.full(count, symmetry), np.zeros((count, 4), np.float32)
         return cls(Augment(), boxes, turned, np.arange(count), np.ones(count, np.float32), nothing, 0)
 
-    def show(self, images: np.ndarray, indices: np.ndarray, size: int, device: torch.device) -> Tensor:
+    def show(self, images: Images, indices: np.ndarray, size: int, device: torch.device) -> Tensor:
         """float32 (len(indices), 3, size, size), 0..255, channels_last, of uint8 images (n, h, w, 3)."""
         x = self._crops(images, indices, size, device)
         mixed = np.flatnonzero(self.share[indices] < 1)
@@ -85,7 +85,7 @@ class View:
         )
         return torch.lerp(other, own, torch.from_numpy(self.share[indices]).view(-1, 1))
 
-    def _crops(self, images: np.ndarray, indices: np.ndarray, size: int, device: torch.device) -> Tensor:
+    def _crops(self, images: Images, indices: np.ndarray, size: int, device: torch.device) -> Tensor:
         chosen = images[indices]
         if self.augment.n_select:
             chosen = _rand_augment(chosen, self.augment.n_select, [self.seed + int(i) for i in indices])

@@ -1,8 +1,8 @@
 """What a teacher gains, and our students beside timm's small networks: macro F1 on the same validation photos.
 
-`python ci/bench/students_bench.py --data FOLDER --weights tf_efficientnet_lite0.safetensors [--epochs 40] [--seeds 3]
+`python ci/bench/students_bench.py --data FOLDER --weights tf_efficientnet_lite0.safetensors [--epochs 30] [--seeds 3]
 [--arms NAME ...] [--work FOLDER]`. The config `trashnet`, its teacher once; then every arm with every seed, within
---limit-ms, the pretrained for a sixth of the epochs. Differences of the means over the seeds come with a 95 % interval:
+--limit-ms, the pretrained for a fifth of the epochs. Differences of the means over the seeds come with a 95 % interval:
 the photos are drawn again, with the guesses of both arms. A killed run goes on; what is finished is kept in the work
 folder. --epochs 9 --seeds 1 is a short form. Table on screen, JSON beside.
 """
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("build/students"))
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit-ms", type=float, default=1.4)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)

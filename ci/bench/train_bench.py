@@ -2,8 +2,9 @@
 
 `python ci/bench/train_bench.py [--images FOLDER] [--model cpu_small] [--rounds N]`. Three arms in turn, each the same
 network, batch and optimizer for the same number of steps: plain (torchvision's ImageFolder and transforms, a DataLoader
-with a worker a core, NCHW), ours (`pipeline.train.fit`: decoded images kept, crops in batches, channels last), and bare
-(ours with each batch already in memory). Without FOLDER: drawn JPEGs of 512 x 384. Table on screen, JSON beside.
+with a worker a core, NCHW), ours (`pipeline.train.fit` as for a student: decoded images kept, crops in batches, channels
+last, EMA, bf16 where that pays), and bare (ours with each batch already in memory). Without FOLDER: drawn JPEGs of
+512 x 384. Table on screen, JSON beside.
 """
 
 import argparse
@@ -41,15 +42,17 @@ torchvision_ops.ensure()
 from torchvision import transforms  # noqa: E402
 from torchvision.datasets import ImageFolder  # noqa: E402
 
-BATCH, STEPS, CLASSES = 32, 30, 6
+BATCH, STEPS, VAL = 32, 30, 6
+_DRAWN = "abcdef"
+"""Classes of the drawn JPEGs."""
 _RECIPE = Recipe(1, "adamw", 1e-3, BATCH, ema=True, reduced=bf16_pays(large=False))
 """As a student is trained."""
 
 
 def draw(folder: Path) -> None:
     rng = np.random.default_rng(0)
-    for split, count in (("train", BATCH * STEPS // CLASSES), ("val", 4)):
-        for kind in "abcdef":
+    for split, count in (("train", BATCH * STEPS // len(_DRAWN)), ("val", 4)):
+        for kind in _DRAWN:
             (folder / split / kind).mkdir(parents=True)
             for i in range(count):
                 small = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
@@ -89,13 +92,13 @@ def decode(spec: ModelSpec, folder: Path, cache: Path) -> Arrays:
     chosen = np.random.default_rng(0).permutation(len(index.labels("train")))[: BATCH * STEPS]
     train = decoded(index, "train", Preprocess(train_size(size)), cache)[np.sort(chosen)]
     labels = np.array(index.labels("train"))[np.sort(chosen)]
-    val = decoded(index, "val", Preprocess(size), cache)[:CLASSES]
+    val = decoded(index, "val", Preprocess(size), cache)[:VAL]
     norm = pixels(spec)
-    return Arrays(train, labels, val, np.array(index.labels("val"))[:CLASSES], norm.mean, norm.std)
+    return Arrays(train, labels, val, np.array(index.labels("val"))[:VAL], norm.mean, norm.std)
 
 
 def ours(spec: ModelSpec, arrays: Arrays) -> float:
-    return fit(build(spec, seed=0), arrays, _RECIPE, 0, CLASSES).best.images_per_s
+    return fit(build(spec, seed=0), arrays, _RECIPE, 0, spec.classes).best.images_per_s
 
 
 def bare(spec: ModelSpec, arrays: Arrays) -> float:
@@ -111,12 +114,12 @@ def main() -> None:
     parser.add_argument("--model", default="cpu_small")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    spec = ModelSpec.load(args.model).with_classes(CLASSES)
     found: dict[str, list[float]] = {"plain": [], "ours": [], "bare": []}
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.images or Path(scratch) / "photos"
         if args.images is None:
             draw(folder)
+        spec = ModelSpec.load(args.model).with_classes(sum(d.is_dir() for d in (folder / "train").iterdir()))
         arrays = decode(spec, folder, Path(scratch))
         arms: dict[str, Any] = {
             "plain": lambda: plain(spec, folder),

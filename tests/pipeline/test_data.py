@@ -1,5 +1,8 @@
 """The labelled images: counted, split, and refused where they are of no use."""
 
+import shutil
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,8 +18,8 @@ def fill(root, **folders):
         folder = root / name.replace("__", "/")
         folder.mkdir(parents=True)
         for i in range(count):
-            value = hash((name, i)) % 256
-            Image.new("RGB", (20, 20), (value, i, 30)).save(folder / f"{i:03d}.png")
+            colour = zlib.crc32(f"{name} {i}".encode()).to_bytes(4, "big")[:3]
+            Image.new("RGB", (20, 20), tuple(colour)).save(folder / f"{i:03d}.png")
     return root
 
 
@@ -46,6 +49,26 @@ def test_one_tree_is_split_stratified_by_the_seed(tmp_path):
     assert index.hash == scan(root, 1).hash != scan(root, 2).hash
     paths = [s.path for samples in index.splits.values() for s in samples]
     assert len(paths) == len(set(paths)) == 60
+
+
+def test_a_file_that_is_there_twice_lands_in_one_of_the_splits_drawn(tmp_path):
+    root = fill(tmp_path, a=40, b=20)
+    for i in range(20):
+        shutil.copy(root / f"a/{i:03d}.png", root / f"a/again-{i:03d}.png")
+    index = scan(root, 1)
+    assert summary(index)["identical_files"] == 20
+    assert summary(index)["repeated"] == {}
+    paths = [s.path for samples in index.splits.values() for s in samples]
+    assert len(paths) == len(set(paths)) == 80
+
+
+def test_a_file_in_two_splits_of_the_users_own_is_left_there_and_told(tmp_path):
+    root = fill(tmp_path, **GOOD, test__a=3, test__b=3)
+    shutil.copy(root / "train/a/000.png", root / "val/a/000.png")
+    shutil.copy(root / "val/b/001.png", root / "test/b/seen.png")
+    found = summary(scan(root, 0))
+    assert found["counts"]["val"] == {"a": 2, "b": 2}
+    assert found["repeated"] == {"val": 1, "test": 1}
 
 
 def test_without_val_some_of_train_is_held_out_and_test_is_left_alone(tmp_path):

@@ -14,6 +14,7 @@ from models import torchvision_ops
 from models.build import build
 from models.spec import ModelSpec
 from pipeline.config import Augment
+from pipeline.edge import explain
 from pipeline.errors import EnvironmentProblem
 from pipeline.inputs import Arrays, autocast, pick_device, predict
 from pipeline.losses import CrossEntropy, class_weights, distillation, epoch_order
@@ -159,8 +160,10 @@ def test_another_error_of_torch_is_left_as_it_is(arrays):
     def wrong(logits, targets, indices, view):
         raise RuntimeError("shapes do not match")
 
-    with pytest.raises(RuntimeError, match="shapes do not match"):
+    with pytest.raises(RuntimeError, match="shapes do not match") as caught:
         run(arrays, loss=wrong)
+    assert caught.value.__cause__ is None
+    assert explain(caught.value) is None
 
 
 def test_class_weights_by_inverse_frequency_and_by_effective_number():
@@ -278,6 +281,14 @@ HEADED = ModelSpec.parse(
         ],
     }
 )
+CUT = ModelSpec.parse(
+    {
+        "INPUT_SIZE": [32, 32],
+        "backbone": "timm:mobilenetv3_small_050",
+        "until": "blocks.1",
+        "head": [[1, "Conv", [16, 1]], [1, "GlobalAvgPool", []], [1, "Linear", [3]]],
+    }
+)
 
 
 def test_a_classifier_is_fitted_to_the_features_that_are_there(arrays):
@@ -309,12 +320,17 @@ def test_a_model_without_a_linear_classifier_is_left_as_it_is(arrays):
     assert torch.equal(model[-1][0].weight, before)
 
 
-def test_batch_norms_of_a_pretrained_network_keep_their_statistics_and_learn_their_weights(arrays):
-    model = build(HEADED, seed=1)
+def test_batch_norms_with_statistics_keep_them_and_learn_their_weights(arrays):
+    """Those of a student's own head have none yet."""
+    model = build(CUT, seed=1)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = fit(model, arrays, replace(RECIPE, epochs=1, ema=False, pretrained=True), 3, 3).state
-    assert all(torch.equal(state[k], v) for k, v in before.items() if "running" in k)
-    assert not torch.equal(state["0.1.weight"], before["0.1.weight"])
+    statistics = {k for k in before if "running" in k}
+    kept = {k for k in statistics if torch.equal(state[k], before[k])}
+    assert kept == {k for k in statistics if k.startswith("0.graph.")} < statistics
+    learnt = {k for k in before if k.startswith("0.graph.bn1") and k.endswith(("weight", "bias"))}
+    assert learnt
+    assert not any(torch.equal(state[k], before[k]) for k in learnt)
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_said(monkeypatch):
