@@ -2,9 +2,9 @@
 
 `python ci/bench/train_bench.py [--images FOLDER] [--model cpu_small] [--rounds N]`. Three arms in turn, each the same
 network, batch and optimizer for the same number of steps: plain (torchvision's ImageFolder and transforms, a DataLoader
-with a worker a core, NCHW), ours (`pipeline.train.fit` as for a student: decoded images kept, crops in batches, channels
-last, EMA, bf16 where that pays), and bare (ours with each batch already in memory). Without FOLDER: drawn JPEGs of
-512 x 384. Table on screen, JSON beside.
+with a worker a core, NCHW), ours (`pipeline.train.fit` as for a student: decoded images kept, crops in batches,
+channels last, EMA, bf16 where that pays), and bare (ours with each batch already in memory). Without FOLDER: drawn
+JPEGs of 512 x 384. Table on screen, JSON beside.
 """
 
 import argparse
