@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline import FORMAT, distill, find, race, ship, teach
+from pipeline import FORMAT, distill, find, precheck, race, ship, teach
 from pipeline.errors import NoCandidate, PipelineError
 from pipeline.files import write_json
 from pipeline.stages import Done, Run, Stage, current, perform
@@ -37,7 +37,7 @@ _UNWANTED = {
 
 def run_all(run: Run) -> dict[str, Any]:
     """Every stage that is not current, in order, until a verdict; what result.json holds."""
-    teach.check_before(run)
+    precheck.check_before(run)
     done: list[Done] = []
     reasons: list[str] = []
     for stage in STAGES:

@@ -5,7 +5,6 @@ trial is the config's own values. The weights of the best epoch of the best tria
 """
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from models.language import canonical_hash, nearest
-from models.pretrained import Normalisation, check_name, first_line, freeze_until, network, normalisation
-from models.spec import ModelSpec
+from models.language import canonical_hash
+from models.pretrained import Normalisation, first_line, freeze_until, network, normalisation
 from pipeline import FORMAT
 from pipeline.answers import Finished
 from pipeline.config import Teacher
@@ -28,8 +26,8 @@ from pipeline.files import write_json
 from pipeline.find import load_arrays, load_index, load_student, online, weights_key
 from pipeline.inputs import bf16_pays
 from pipeline.live import training_bar
-from pipeline.progress import Checkpoints, Epoch
-from pipeline.search import quiet_optuna, search_space
+from pipeline.progress import Epoch
+from pipeline.search import quiet_optuna
 from pipeline.stages import SCRATCH, Run, Stage
 from pipeline.train import Fit, Recipe, fit
 
@@ -63,10 +61,10 @@ def build_teacher(run: Run, classes: int, weights: str) -> tuple[nn.Module, Norm
         _check_origin(run, Path(weights))
     name = run.config.teacher.name
     with online():
-        return _frozen(run, network(name, weights, classes, "teacher")), normalisation(name)
+        return frozen(run, network(name, weights, classes, "teacher")), normalisation(name)
 
 
-def _frozen(run: Run, model: nn.Module) -> nn.Module:
+def frozen(run: Run, model: nn.Module) -> nn.Module:
     if run.config.teacher.freeze and run.config.teacher.weights == "none":
         raise PipelineError("teacher.freeze: without weights (teacher.weights) there is nothing to keep; leave it out")
     if run.config.teacher.freeze:
@@ -165,6 +163,7 @@ def _try(run: Run, work: Path, study: optuna.Study, trial: optuna.Trial) -> None
             raise optuna.TrialPruned
 
     try:
+        check_size(run, model, hyper["input_size"])
         with training_bar(name) as on_step:
             result = fit(
                 model,
@@ -241,80 +240,16 @@ def summary_of(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_before(run: Run) -> None:
-    """What can be refused before hours are spent: a network that timm lacks, weights that are missing or do not fit."""
-    for name in _optimizers(run):
-        _check_optimizer(name)
-    if run.config.distill.weight:
-        check_name(run.config.teacher.name, "teacher.name")
-        weights_key(run.config.teacher, "teacher")
-    # A download is kept in the hub's cache, so nothing is fetched twice.
-    if run.manifest("teach") is None and run.config.distill.weight:
-        with online():
-            _check_sizes(run, _frozen(run, network(run.config.teacher.name, run.config.teacher.weights, 2, "teacher")))
-    if run.manifest("distill") is None:
-        for name in _student_networks(run):
-            weights_key(run.config.student, "student")
-            with online():
-                network(name, run.config.student.weights, 2, "student")
-
-
 @torch.no_grad()
-def _check_sizes(run: Run, teacher: nn.Module) -> None:
+def check_size(run: Run, teacher: nn.Module, size: int) -> None:
     """Some networks take images of one size only."""
-    config = run.config.teacher
-    sizes = {config.input_size} if config.input_size else _student_sizes(run)
-    for size in sorted(sizes | (set(config.tune.input_size) if config.trials > 1 else set())):
-        try:
-            teacher.eval()(torch.zeros(1, 3, size, size))
-        except (AssertionError, RuntimeError) as error:
-            raise PipelineError(
-                f"teacher.name: {config.name} does not take images of {size} px: {first_line(error)}; set "
-                "teacher.input_size to a size that it takes"
-            ) from error
-
-
-def _student_sizes(run: Run) -> set[int]:
-    if run.config.student.model:
-        return {ModelSpec.load(run.config.student.model).input_size}
-    return set(search_space(run.config).input_sizes)
-
-
-def _check_optimizer(name: str) -> None:
-    """timm's name of one that learns here, and whose state can be kept in a checkpoint."""
-    from timm.optim import create_optimizer_v2, list_optimizers
-
-    if name not in list_optimizers():
-        raise PipelineError(
-            f"student.optimizer: timm has no {name!r}{nearest(name, [str(n) for n in list_optimizers()])}"
-        )
-    model = nn.Linear(2, 2)
-    epoch = Epoch(0, 0.0, 0.0, 0.0, 0.0, 0.0)
     try:
-        optimizer = create_optimizer_v2(model, opt=name, lr=1e-3)
-        model(torch.ones(1, 2)).sum().backward()
-        optimizer.step()
-        with tempfile.TemporaryDirectory() as folder:
-            saved = Checkpoints(Path(folder), model, None, optimizer)
-            saved.save([epoch], epoch, model.state_dict())
-            saved.restore()
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        teacher.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError) as error:
         raise PipelineError(
-            f"student.optimizer: {name} cannot be used here: {first_line(error)}; take another, adamw for example"
+            f"teacher.name: {run.config.teacher.name} does not take images of {size} px: {first_line(error)}; set "
+            "teacher.input_size to a size that it takes"
         ) from error
-
-
-def _optimizers(run: Run) -> list[str]:
-    if run.config.student.model:
-        return [run.config.student.optimizer]
-    return search_space(run.config).optimizers
-
-
-def _student_networks(run: Run) -> list[str]:
-    if run.config.student.model:
-        named = ModelSpec.load(run.config.student.model).network
-        return [named] if named else []
-    return search_space(run.config).networks
 
 
 TEACH = Stage("teach", ("data", "select"), _inputs, _teach, resumes=True, wanted=lambda c: c.distill.weight > 0)

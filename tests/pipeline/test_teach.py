@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline import find, teach
+from pipeline import find, precheck, teach
 from pipeline.config import load_config
 from pipeline.errors import PipelineError
 from pipeline.stages import open_run, perform
@@ -83,12 +83,12 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_searched(settings,
         open_run(tmp_path / "run", load_config(tiny, settings), print) as run,
         pytest.raises(PipelineError, match=text),
     ):
-        teach.check_before(run)
+        precheck.check_before(run)
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb", "sgd", "adan", "lion"])
 def test_optimizers_that_can_be_used_are_not_refused(name):
-    teach._check_optimizer(name)
+    precheck._check_optimizer(name)
 
 
 def test_only_what_is_used_decides_whether_it_is_taught_again(run, monkeypatch):

@@ -1,0 +1,82 @@
+"""What a whole run can refuse before hours are spent, beside what its config refuses when it is read."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models.language import nearest
+from models.pretrained import check_name, first_line, network
+from models.spec import ModelSpec
+from pipeline.errors import PipelineError
+from pipeline.find import online, weights_key
+from pipeline.progress import Checkpoints, Epoch
+from pipeline.search import search_space
+from pipeline.stages import Run
+from pipeline.teach import check_size, frozen
+
+
+def check_before(run: Run) -> None:
+    """Networks that timm lacks, weights that are missing or do not fit, optimizers that cannot be used here. Raises
+    PipelineError or SpecError."""
+    for name in _optimizers(run):
+        _check_optimizer(name)
+    if run.config.distill.weight:
+        check_name(run.config.teacher.name, "teacher.name")
+        weights_key(run.config.teacher, "teacher")
+    # A download is kept in the hub's cache, so nothing is fetched twice.
+    if run.manifest("teach") is None and run.config.distill.weight:
+        with online():
+            teacher = frozen(run, network(run.config.teacher.name, run.config.teacher.weights, 2, "teacher"))
+        own = run.config.teacher.input_size
+        for size in {own} if own else _student_sizes(run):
+            check_size(run, teacher, size)
+    if run.manifest("distill") is None:
+        for name in _student_networks(run):
+            weights_key(run.config.student, "student")
+            with online():
+                network(name, run.config.student.weights, 2, "student")
+
+
+def _student_sizes(run: Run) -> set[int]:
+    if run.config.student.model:
+        return {ModelSpec.load(run.config.student.model).input_size}
+    return set(search_space(run.config).input_sizes)
+
+
+def _check_optimizer(name: str) -> None:
+    """timm's name of one that learns here, and whose state can be kept in a checkpoint."""
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    if name not in list_optimizers():
+        raise PipelineError(
+            f"student.optimizer: timm has no {name!r}{nearest(name, [str(n) for n in list_optimizers()])}"
+        )
+    model = nn.Linear(2, 2)
+    epoch = Epoch(0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    try:
+        optimizer = create_optimizer_v2(model, opt=name, lr=1e-3)
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        with tempfile.TemporaryDirectory() as folder:
+            saved = Checkpoints(Path(folder), model, None, optimizer)
+            saved.save([epoch], epoch, model.state_dict())
+            saved.restore()
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise PipelineError(
+            f"student.optimizer: {name} cannot be used here: {first_line(error)}; take another, adamw for example"
+        ) from error
+
+
+def _optimizers(run: Run) -> list[str]:
+    if run.config.student.model:
+        return [run.config.student.optimizer]
+    return search_space(run.config).optimizers
+
+
+def _student_networks(run: Run) -> list[str]:
+    if run.config.student.model:
+        named = ModelSpec.load(run.config.student.model).network
+        return [named] if named else []
+    return search_space(run.config).networks
