@@ -53,7 +53,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
             f"the disk is full{f' (writing {where})' if where else ''}; free some space, or give a --run-dir on "
             "another disk; what was finished is kept, the same command goes on from there"
         ), ENVIRONMENT
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return "out of memory; lower the batch sizes or the input size", ENVIRONMENT
     return None
 

@@ -164,6 +164,8 @@ def test_another_error_of_torch_is_left_as_it_is(arrays):
         run(arrays, loss=wrong)
     assert caught.value.__cause__ is None
     assert explain(caught.value) is None
+    told, code = explain(torch.OutOfMemoryError("CUDA out of memory"))
+    assert (told, code) == ("out of memory; lower the batch sizes or the input size", 4)
 
 
 def test_class_weights_by_inverse_frequency_and_by_effective_number():
