@@ -167,7 +167,7 @@ def _once(index: Index, drawn: set[str]) -> Index:
             known = {s.sha256 for s in splits[other]}
             moved = tuple(s for s in splits[split] if s.sha256 in known)
             splits[other] += moved
-            splits[split] = tuple(s for s in splits[split] if s not in moved)
+            splits[split] = tuple(s for s in splits[split] if s.sha256 not in known)
     return replace(index, splits=splits)
 
 

@@ -1,6 +1,7 @@
 """What a whole run can refuse before hours are spent, beside what its config refuses when it is read."""
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,29 +21,42 @@ from pipeline.teach import check_size, frozen
 def check_before(run: Run) -> None:
     """Networks that timm lacks, weights that are missing or do not fit, optimizers that cannot be used here. Raises
     PipelineError or SpecError."""
-    for name in _optimizers(run):
+    config = run.config
+    students = _students(run)
+    for name in students.optimizers:
         _check_optimizer(name)
-    if run.config.distill.weight:
-        check_name(run.config.teacher.name, "teacher.name")
-        weights_key(run.config.teacher, "teacher")
+    if config.distill.weight:
+        check_name(config.teacher.name, "teacher.name")
+        weights_key(config.teacher, "teacher")
     # A download is kept in the hub's cache, so nothing is fetched twice.
-    if run.manifest("teach") is None and run.config.distill.weight:
+    if run.manifest("teach") is None and config.distill.weight:
         with online():
-            teacher = frozen(run, network(run.config.teacher.name, run.config.teacher.weights, 2, "teacher"))
-        own = run.config.teacher.input_size
-        for size in {own} if own else _student_sizes(run):
+            teacher = frozen(run, network(config.teacher.name, config.teacher.weights, 2, "teacher"))
+        for size in [config.teacher.input_size] if config.teacher.input_size else students.input_sizes:
             check_size(run, teacher, size)
     if run.manifest("distill") is None:
-        for name in _student_networks(run):
-            weights_key(run.config.student, "student")
+        for name in students.networks:
+            weights_key(config.student, "student")
             with online():
-                network(name, run.config.student.weights, 2, "student")
+                network(name, config.student.weights, 2, "student")
 
 
-def _student_sizes(run: Run) -> set[int]:
-    if run.config.student.model:
-        return {ModelSpec.load(run.config.student.model).input_size}
-    return set(search_space(run.config).input_sizes)
+@dataclass(frozen=True)
+class _Students:
+    """What those may have that the config names or searches."""
+
+    optimizers: list[str]
+    networks: list[str]
+    input_sizes: list[int]
+
+
+def _students(run: Run) -> _Students:
+    student = run.config.student
+    if student.model:
+        spec = ModelSpec.load(student.model)
+        return _Students([student.optimizer], [spec.network] if spec.network else [], [spec.input_size])
+    space = search_space(run.config)
+    return _Students(space.optimizers, space.networks, space.input_sizes)
 
 
 def _check_optimizer(name: str) -> None:
@@ -67,16 +81,3 @@ def _check_optimizer(name: str) -> None:
         raise PipelineError(
             f"student.optimizer: {name} cannot be used here: {first_line(error)}; take another, adamw for example"
         ) from error
-
-
-def _optimizers(run: Run) -> list[str]:
-    if run.config.student.model:
-        return [run.config.student.optimizer]
-    return search_space(run.config).optimizers
-
-
-def _student_networks(run: Run) -> list[str]:
-    if run.config.student.model:
-        named = ModelSpec.load(run.config.student.model).network
-        return [named] if named else []
-    return search_space(run.config).networks

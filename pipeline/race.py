@@ -1,5 +1,5 @@
-"""The stage `verify`: is every file the network that was trained, and which ships? Of those that keep their
-F1 and are as fast as the fastest, the one with the best F1."""
+"""The stage `verify`: is every file the network that was trained, and which ships? Of those that keep their F1 and
+are as fast as the fastest, the one with the best F1."""
 
 from dataclasses import asdict
 from pathlib import Path
