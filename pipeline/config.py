@@ -170,6 +170,7 @@ class Teacher(Section):
 class Distill(Section):
     epochs: Count = 60
     temperature: Positive = 1.0
+    """1 follows a good teacher closely; one that is often wrong wants 3."""
     weight: Share = 0.7
     """Share of the distillation loss; the rest is cross-entropy, balanced as data.balance says."""
     views: Count | None = 8
