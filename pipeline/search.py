@@ -211,8 +211,7 @@ def _evaluate(
         card = student_card(candidate.spec, search.index.classes, search.config.data.fit)
         timings = timer.time(candidate.spec, card, search.config.seed)
     except _UNFIT as error:
-        trial.set_user_attr("error", str(error))
-        study.tell(trial, state=TrialState.FAIL)
+        _pass_over(study, trial, error)
         search.say(f"trial {trial.number}: cannot be built or timed: {error}")
         return
     best = timings[0]
@@ -242,14 +241,18 @@ def _evaluate(
     try:
         key, f1 = _trained(candidate, search, trial.params)
     except OutOfMemory as error:
-        trial.set_user_attr("error", str(error))
-        study.tell(trial, state=TrialState.FAIL)
+        _pass_over(study, trial, error)
         search.say(f"{head}: passed over: {error}")
         return
     trial.set_user_attr("training", key)
     trial.set_user_attr("f1_macro", f1)
     study.tell(trial, [f1, best.p90_ms, shape.params])
     search.say(f"{head}: F1 {f1:.4f}, trained in {time.perf_counter() - began - measure_s:.0f} s")
+
+
+def _pass_over(study: optuna.Study, trial: optuna.Trial, error: Exception) -> None:
+    trial.set_user_attr("error", str(error))
+    study.tell(trial, state=TrialState.FAIL)
 
 
 def _trained(candidate: Candidate, search: Search, params: dict[str, Any]) -> tuple[str, float]:
