@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,11 +78,14 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         signal.signal(signal.SIGTERM, _interrupt)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell has it ignored, behind it
+            signal.signal(signal.SIGINT, _interrupt)
         try:
             code = command(*args, **kwargs)
         except typer.Exit:
             raise
         except BaseException as error:
+            _interrupted.clear()
             known = explain(error)
             if known is None:  # Python's own code would be 1, which here means that a limit was not kept
                 traceback.print_exc()
@@ -93,12 +97,20 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
     return wrapper
 
 
+_interrupted = threading.Event()
+
+
 def _interrupt(*_: Any) -> None:
+    _interrupted.set()
     raise KeyboardInterrupt
 
 
 def say(text: str) -> None:
+    """Tell how a command gets on. Raises the interrupt again that got lost on its way up, in a destructor, or in a library
+    that catches everything."""
     typer.echo(text, err=True)
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

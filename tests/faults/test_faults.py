@@ -105,6 +105,39 @@ def test_an_interrupt_is_one_line_and_code_130(tiny, tmp_path, sent):
     assert "Traceback" not in rest
 
 
+_LOSES_IT = """
+import os, signal, typer
+from pipeline.edge import guarded, say
+
+class Thing:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{sent})
+
+def work():
+    thing = Thing()
+    del thing  # what is raised in there is lost
+    say("one more trial")
+    say("and one more")
+
+typer.run(guarded(work))
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_gets_lost_in_a_library_counts_at_the_next_line_told(sent):
+    done = subprocess.run(
+        [sys.executable, "-c", _LOSES_IT.format(sent=sent.name)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert done.returncode == 130, done.stderr
+    assert "one more trial" in done.stderr
+    assert "and one more" not in done.stderr
+    assert "interrupted; what was finished is kept" in done.stderr
+
+
 def can_mount() -> bool:
     unshare = shutil.which("unshare")
     return bool(unshare) and subprocess.run([unshare, "-rm", "true"], capture_output=True).returncode == 0
