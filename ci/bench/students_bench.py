@@ -1,15 +1,21 @@
 """What a teacher gains, and our students beside timm's small networks: macro F1 on the same validation photos.
 
 `python ci/bench/students_bench.py --data FOLDER --weights tf_efficientnet_lite0.safetensors [--epochs 30] [--seeds 3]
-[--arms NAME ...] [--work FOLDER]`. The config `trashnet`, its teacher once; then every arm with every seed, within
---limit-ms, the pretrained for a fifth of the epochs. Differences of the means over the seeds come with a 95 % interval:
-the photos are drawn again, with the guesses of both arms. A killed run goes on; what is finished is kept in the work
-folder. --epochs 9 --seeds 1 is a short form. Table on screen, JSON beside.
+[--arms NAME ...] [--repeats N] [--work FOLDER] [--json FILE]`. The config `trashnet`, its teacher once; then every arm
+with every seed, within --limit-ms, the pretrained for a fifth of the epochs. Differences of the means over the seeds
+come with a 95 % interval: the photos are drawn again, with the guesses of both arms. A killed run goes on; what is
+finished is kept in the work folder. --epochs 9 --seeds 1 is a short form. Table on screen, JSON beside.
+
+Small networks train best on one thread each: with OMP_NUM_THREADS=1 start the same command once a core, and they share
+the trainings among them.
 """
 
 import argparse
+import fcntl
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +33,7 @@ from models.spec import ModelSpec
 from pipeline.checkpoint import restore
 from pipeline.config import BuildConfig, load_config
 from pipeline.distill import SOFT_LABELS, student_arrays, train_student
+from pipeline.files import write_json
 from pipeline.find import load_index, load_student
 from pipeline.inputs import predict
 from pipeline.run import run_one
@@ -85,6 +92,7 @@ PAIRS = [
 def config_of(args: argparse.Namespace, arm: Arm, seed: int) -> BuildConfig:
     """`trashnet`, with the arm's student and settings."""
     epochs = max(1, args.epochs // arm.shorter)
+    repeats = args.repeats or arm.repeats
     settings = {
         "seed": seed,
         "data.root": str(args.data),
@@ -92,7 +100,7 @@ def config_of(args: argparse.Namespace, arm: Arm, seed: int) -> BuildConfig:
         "teacher.weights": str(args.weights),
         "student.weights": str(args.weights),
         "distill.epochs": epochs,
-        "distill.views": max(1, epochs // arm.repeats) if arm.teacher and not arm.live else None,
+        "distill.views": max(1, epochs // repeats) if arm.teacher and not arm.live else None,
         **({} if arm.teacher else {"distill.weight": 0.0}),
         **arm.settings,
     }
@@ -121,38 +129,68 @@ def measured(args: argparse.Namespace, name: str) -> Chosen:
         return Chosen(*load_student(run), record["latency_ms"], record["form"])
 
 
-def trained(args: argparse.Namespace, teacher: Run, name: str, chosen: Chosen, seed: int) -> dict[str, Any]:
-    """One arm with one seed, and its guesses on val/."""
+@contextmanager
+def claimed(folder: Path, wait: bool) -> Iterator[bool]:
+    """Whether it is ours, among the processes that share the work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm with one seed. lock: of those who may not work at the same time."""
+
+    name: str
+    seed: int
+    run: Run
+    chosen: Chosen
+    folder: Path
+    lock: Path
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "record.json"
+
+
+def job(args: argparse.Namespace, teacher: Run, name: str, chosen: Chosen, seed: int) -> Job:
     run = replace(teacher, config=config_of(args, ARMS[name], seed))
     taught, document = teacher.output_hash("teach", "teacher.safetensors"), run.config.model_dump(mode="json")
-    key, shown = canonical_hash([document, taught]), canonical_hash([document["distill"]["augment"], taught])
-    folder = args.work / f"{slug(name)}-{seed}-{key}"
-    record = folder / "record.json"
-    if record.is_file():
-        found: dict[str, Any] = json.loads(record.read_text())
-        return found
-    answers = args.work / f"answers-{seed}-{shown}"  # arms of one seed show the teacher the same views
-    answers.mkdir(exist_ok=True)
-    (folder / SOFT_LABELS).parent.mkdir(parents=True, exist_ok=True)
-    if not (folder / SOFT_LABELS).exists():
-        (folder / SOFT_LABELS).symlink_to(answers.resolve(), target_is_directory=True)
-    say(f"{name}, seed {seed}")
-    result = train_student(run, chosen.spec, chosen.hyper, folder)
+    folder = args.work / f"{slug(name)}-{seed}-{canonical_hash([document, taught])}"
+    answers = folder / SOFT_LABELS
+    if run.config.distill.views and not answers.exists():  # arms of one seed show the teacher the same views
+        shared = args.work / f"answers-{seed}-{canonical_hash([document['distill']['augment'], taught])}"
+        shared.mkdir(exist_ok=True)
+        answers.parent.mkdir(parents=True, exist_ok=True)
+        answers.symlink_to(shared.resolve(), target_is_directory=True)
+    return Job(name, seed, run, chosen, folder, answers if run.config.distill.views else folder)
+
+
+def train(job: Job) -> None:
+    """Its record: what it took, and its guesses on val/."""
+    say(f"{job.name}, seed {job.seed}")
+    chosen, run = job.chosen, job.run
+    result = train_student(run, chosen.spec, chosen.hyper, job.folder)
     arrays = student_arrays(run, chosen.spec)
-    logits = predict(restore(chosen.spec, result.state, folder), arrays.val, arrays)
+    logits = predict(restore(chosen.spec, result.state, job.folder), arrays.val, arrays)
     found = {
         "guesses": logits.argmax(1).tolist(),
         "labels": arrays.val_labels.tolist(),
         "f1_macro": result.best.f1_macro,
         "minutes": sum(len(arrays.train) / e.images_per_s for e in result.history) / 60,
         "epochs": run.config.distill.epochs,
+        "views": run.config.distill.views,
         "params": profile(chosen.spec).params,
         "input_size": chosen.spec.input_size,
         "p90_ms": chosen.p90_ms,
         "form": chosen.form,
     }
-    record.write_text(json.dumps(found))
-    return found
+    write_json(job.record, found)
 
 
 def difference(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, float]:
@@ -178,10 +216,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit-ms", type=float, default=1.4)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--repeats", type=int, help="in how many epochs a stored view is shown, in all arms")
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
-    teacher = taught(args)
-    chosen = {name: measured(args, name) for name in args.arms}
-    found = {n: [trained(args, teacher, n, chosen[n], seed) for seed in range(args.seeds)] for n in args.arms}
+    with claimed(args.work, wait=True):
+        teacher = taught(args)
+        chosen = {name: measured(args, name) for name in args.arms}
+        jobs = [job(args, teacher, name, chosen[name], seed) for seed in range(args.seeds) for name in args.arms]
+    for wait in (False, True):  # what others are at comes last, when it mostly is done
+        for one in jobs:
+            with claimed(one.lock, wait) as ours:
+                if ours and not one.record.is_file():
+                    train(one)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in args.arms}
+    for one in jobs:
+        found[one.name].append(json.loads(one.record.read_text()))
     photos = len(load_index(teacher).labels("val"))
     print(f"{args.epochs} epochs, {args.seeds} seeds, {photos} photos of val/, on which the epoch was chosen too")
     for name, records in found.items():
@@ -194,7 +243,7 @@ def main() -> None:
         print(f"{name:52} {d['points']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f})")
     arms = {n: [{k: v for k, v in r.items() if k != "labels"} for r in records] for n, records in found.items()}
     record = {"epochs": args.epochs, "arms": arms, "differences": differences, "host": this_host().as_dict()}
-    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
