@@ -106,8 +106,8 @@ def _interrupt(*_: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Tell how a command gets on. Raises the interrupt again that got lost on its way up, in a destructor, or in a library
-    that catches everything."""
+    """Tell how a command gets on. Raises the interrupt again that got lost on its way up, in a destructor or in a
+    library that catches everything."""
     typer.echo(text, err=True)
     if _interrupted.is_set():
         raise KeyboardInterrupt
