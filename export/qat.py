@@ -67,8 +67,11 @@ def save_quantized(model: nn.Module, card: ModelCard, images: np.ndarray, path: 
         exported.write_bytes(traced(network, card))
         ir = read_onnx(exported)
     # Weights still are f32 before a quantizer and a batch norm: folded, then kept as the integers they become.
-    apply_moc_transformations(ir, cf=True)
-    compress_quantize_weights_transformation(ir)
+    try:
+        apply_moc_transformations(ir, cf=True)
+        compress_quantize_weights_transformation(ir)
+    except RuntimeError as error:
+        raise ExportError(f"{path.name}: OpenVINO cannot make INT8 weights of what was trained: {error}") from error
     save_ir(ir, card, path)
     off = float(np.abs(logits_of(Artifact(path, "openvino", "int8"), images) - expected).mean() / expected.std())
     if off > _OFF:

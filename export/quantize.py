@@ -53,18 +53,23 @@ def quantize_onnx(
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        quantize_static(
-            str(prepared),
-            str(path),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=per_channel,
-            reduce_range=reduce_range,
-            activation_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=[*_input_nodes(prepared), *keep],
-        )
+        try:
+            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            quantize_static(
+                str(prepared),
+                str(path),
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=per_channel,
+                reduce_range=reduce_range,
+                activation_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=[*_input_nodes(prepared), *keep],
+            )
+        except OSError:  # a full disk is no fault of the network's
+            raise
+        except Exception as error:  # its own share no base class either
+            raise ExportError(f"{source}: ONNX Runtime cannot quantize it: {error}") from error
     model = onnx.load_model(str(path))
     onnx.helper.set_model_props(model, {METADATA_KEY: card.to_json()})
     onnx.save_model(model, str(path))
@@ -94,6 +99,8 @@ def nncf_quantize(model: Any, samples: Sequence[Any], name: str, fast: bool = Tr
                 fast_bias_correction=fast,
                 ignored_scope=nncf.IgnoredScope(names=list(keep)),
             )
+    except OSError:
+        raise
     except Exception as error:  # NNCF's own share no base class
         raise ExportError(f"{name}: NNCF cannot quantize it: {error}") from error
 

@@ -181,7 +181,9 @@ def _load(model: nn.Module, path: Path, name: str, section: str) -> None:
     except SafetensorError as error:
         raise SpecError(f"{section}.weights: {path}: not a safetensors file: {error}") from error
     config: Any = model.pretrained_cfg
-    head = {f"{config['classifier']}.{part}" for part in ("weight", "bias")}
+    named = config["classifier"]  # several where a network was distilled, or has branches
+    heads = (named,) if isinstance(named, str) else named
+    head = {f"{name}.{part}" for name in heads for part in ("weight", "bias")}
     own = model.state_dict()
     state = {k: v for k, v in state.items() if not (k in head and v.shape != own[k].shape)}
     missing = set(own) - set(state) - head

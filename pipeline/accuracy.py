@@ -101,8 +101,9 @@ def _train(run: Run, work: Path, fastest: Candidate, judge: Judge) -> tuple[Cand
 
 
 def _learn_as_int8(run: Run, work: Path, path: Path) -> None:
-    """Write `path`: the student that computes as INT8 and has learnt to answer as it does in f32. On the CPU, as f32:
-    NNCF's quantizers need a compiler on a GPU, and bf16 has too few digits for 255 steps."""
+    """Write `path`: the student that computes as INT8 and has learnt to answer as it did before (`pipeline.answers`).
+    On the CPU, trained in f32: NNCF's quantizers need a compiler on a GPU, and bf16 has too few digits for 255 steps.
+    """
     checkpoint = run.file("distill", "student.safetensors")
     spec, card, state = load_checkpoint(checkpoint)
     student, hyper, arrays = restore(spec, state, checkpoint), load_student(run)[1], student_arrays(run, spec)

@@ -70,11 +70,11 @@ class Student(Section):
     """An architecture to train as it is, instead of a search: a YAML file, or one that ships."""
     # How `model` is trained: these four. A search takes them from its space.
     optimizer: str = "adamw"
-    learning_rate: Positive = 3e-3
-    """For a network from scratch; for one that begins with weights, a tenth."""
+    learning_rate: Positive | None = None
+    """null: 3e-3 for a network from scratch, 3e-4 for one that begins with weights."""
     batch: Count = 32
     n_select: Annotated[int, Field(ge=0)] = 0
-    """Operations of RandAugment on each image."""
+    """As in Augment."""
     network: str | None = None
     """For a space whose networks begin with one of timm's: replaces the space's."""
     until: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
@@ -128,7 +128,7 @@ class Augment(Section):
     turns: bool = False
     """Upside down and on its side as well: for photos that have no up."""
     n_select: Annotated[int, Field(ge=0)] = 0
-    """Operations of RandAugment on each image."""
+    """Operations of RandAugment, drawn for each image; timm applies each of them half the time."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """Alpha of the Beta distribution of shares; 0: none."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
@@ -139,9 +139,10 @@ class Tune(Section):
 
     learning_rate: tuple[Positive, Positive] = (1e-4, 3e-3)
     """From, to; drawn by its logarithm."""
-    epochs: tuple[Count, ...] = ()
+    epochs: tuple[Count, ...] = (5, 8, 12)
     input_size: tuple[Size, ...] = ()
-    batch: tuple[Count, ...] = ()
+    """None beside its own by default: what a larger one costs in time only you can say."""
+    batch: tuple[Count, ...] = (16, 32)
     n_select: tuple[Annotated[int, Field(ge=0)], ...] = (0, 2)
     mixup: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 0.2)
 

@@ -82,7 +82,7 @@ def train_student(run: Run, spec: ModelSpec, hyper: Hyper, work: Path) -> Fit:
         fit_classifier=learnt,
         ema=True,
         reduced=bf16_pays(large=False),
-        views=config.views and min(config.views, config.epochs),
+        views=min(config.views, config.epochs) if config.views and config.weight else None,  # stored for the teacher
     )
     loss = _distillation(run, index, recipe, work / SOFT_LABELS) if config.weight else None
     with training_bar("distill") as on_step:

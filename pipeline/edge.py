@@ -54,7 +54,9 @@ def explain(error: BaseException) -> tuple[str, int] | None:
             f"the disk is full{f' (writing {where})' if where else ''}; free some space, or give a --run-dir on "
             "another disk; what was finished is kept, the same command goes on from there"
         ), ENVIRONMENT
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+    # torch's, of a GPU; and of a CPU, which is a plain RuntimeError
+    no_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError) or no_memory:
         return "out of memory; lower the batch sizes or the input size", ENVIRONMENT
     return None
 

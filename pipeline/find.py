@@ -169,7 +169,8 @@ def _named(run: Run) -> ModelSpec:
 
 def _named_hyper(run: Run) -> Hyper:
     student = run.config.student
-    return Hyper(student.optimizer, student.learning_rate, student.batch, student.n_select)
+    usual = 3e-4 if is_pretrained(_named(run), student.weights) else 3e-3
+    return Hyper(student.optimizer, student.learning_rate or usual, student.batch, student.n_select)
 
 
 def _select_named(run: Run, work: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def decoded(index: Index, split: str, preprocess: Preprocess, cache: Path) -> np
     path = cache / f"{split}-{preprocess.size}-{canonical_hash([index.hash, split, preprocess.as_dict()])}.npy"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}")  # of its own: others may be at the same images
         paths = index.paths(split)
         array = open_memmap(partial, "w+", np.uint8, (len(paths), preprocess.size, preprocess.size, 3))
         with partial.open("r+b") as file:  # a full disk shall be an error here, not a SIGBUS at a write to the map

@@ -48,6 +48,8 @@ def run_all(run: Run) -> dict[str, Any]:
         except NoCandidate as error:
             reasons = [str(error)]
             break
+        if stage is find.DATA and teach.TEACH.wanted(run.config):
+            teach.check_origin(run)
         if stage is ship.GATE and done[-1].summary["verdict"] != "pass":
             reasons = done[-1].summary["reasons"]
             break

@@ -145,16 +145,24 @@ def _check(space: SearchSpace, config: BuildConfig) -> None:
             f"search.sampler: a sweep of {space.source} tries {space.size} combinations, search.max_asked is "
             f"{config.search.max_asked}: raise it, name fewer values, or take tpe"
         )
-    for name in space.networks:
-        refusals = []
-        for until in space.cuts:
-            try:
-                channels(name, until)
-                break
-            except SpecError as error:
-                refusals.append(error)
-        else:
-            raise refusals[0]
+    refusals = {(name, until): _refusal(name, until) for name in space.networks for until in space.cuts}
+    for name in space.networks:  # each shall have one of the cuts
+        _one_fits([refusals[name, until] for until in space.cuts])
+    for until in config.student.until or ():  # and each of those that the config names shall be one's
+        _one_fits([refusals[name, until] for name in space.networks])
+
+
+def _one_fits(refusals: list[SpecError | None]) -> None:
+    if refusals and refusals[0] and all(refusals):
+        raise refusals[0]
+
+
+def _refusal(network: str, until: str) -> SpecError | None:
+    try:
+        channels(network, until)
+    except SpecError as error:
+        return error
+    return None
 
 
 def _sweep(search: Search, space: SearchSpace, timer: CandidateTimer) -> list[dict[str, Any]]:
@@ -281,6 +289,8 @@ def _trained(candidate: Candidate, search: Search, params: dict[str, Any]) -> tu
         result = fit(
             search.begin(candidate.spec), arrays, recipe, config.seed, len(search.index.classes), on_step=on_step
         )
+    if result.diverged:
+        search.say(f"a candidate's training ended early: {result.diverged}")
     record.parent.mkdir(exist_ok=True)
     write_json(
         record,

@@ -57,8 +57,6 @@ def _default_size(run: Run) -> int:
 
 def build_teacher(run: Run, classes: int, weights: str) -> tuple[nn.Module, Normalisation]:
     torch.manual_seed(run.config.seed)
-    if weights not in ("hub", "none"):
-        _check_origin(run, Path(weights))
     name = run.config.teacher.name
     with online():
         return frozen(run, network(name, weights, classes, "teacher")), normalisation(name)
@@ -72,9 +70,11 @@ def frozen(run: Run, model: nn.Module) -> nn.Module:
     return model
 
 
-def _check_origin(run: Run, weights: Path) -> None:
-    """A teacher that edgebuild trained says what for, and on which photos."""
-    index = load_index(run)
+def check_origin(run: Run) -> None:
+    """A teacher that edgebuild trained says what for, and on which photos. Raises PipelineError for other classes."""
+    weights, index = run.config.teacher.weights, load_index(run)
+    if weights in ("hub", "none"):
+        return
     classes = index.classes
     try:
         with safe_open(weights, "pt") as file:
@@ -98,6 +98,7 @@ def load_teacher(run: Run) -> Finished:
 
 
 def _teach(run: Run, work: Path) -> dict[str, Any]:
+    check_origin(run)
     quiet_optuna()
     study = optuna.create_study(
         study_name="teacher",

@@ -6,10 +6,12 @@ import numpy as np
 import onnx
 import openvino as ov
 import pytest
+import torch
+from torch import nn
 
 from export.artifact import Artifact, ModelCard
 from export.errors import ExportError
-from export.onnx_export import export_onnx, read_card
+from export.onnx_export import deployable, export_onnx, read_card
 from export.parity import compare, f1_per_class, logits_of, scores
 from export.quantize import quantize_onnx, quantize_openvino
 
@@ -75,6 +77,46 @@ def test_what_the_search_times_is_what_ships(exported, tmp_path):
     found = kernels(searched)
     assert found == kernels(exported.folder / "model.xml")
     assert len(found) > 20
+
+
+class Branches(nn.Module):
+    """x + 2 x, which is one branch once it is fused."""
+
+    def __init__(self, fused_to):
+        super().__init__()
+        self.factors, self.fused_to = (1.0, 2.0), fused_to
+        self.classify = nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = x.abs().mean((2, 3))
+        return self.classify(sum(factor * x for factor in self.factors))
+
+    def fuse(self):
+        self.factors = (self.fused_to,)
+        return self
+
+
+def test_a_network_that_answers_otherwise_once_fused_is_refused(exported):
+    torch.manual_seed(0)
+    assert deployable(nn.Sequential(Branches(3.0)), exported.card).model[0].factors == (3.0,)
+    with pytest.raises(ExportError, match="cannot be fused to one: the network then answers otherwise, by 0"):
+        deployable(nn.Sequential(Branches(3.1)), exported.card)
+
+
+class Alien(nn.Module):
+    """Has an operation that ONNX lacks."""
+
+    def forward(self, x):
+        return torch.linalg.eigvals(x.mean(1)).real[:, :5]
+
+
+def test_what_cannot_be_exported_or_quantized_is_an_error_of_ours(exported, tmp_path):
+    """So that a search goes on, and another file ships."""
+    with pytest.raises(ExportError, match=r"torch cannot export the network to ONNX: .*linalg_eigvals"):
+        export_onnx(Alien(), exported.card, tmp_path / "alien.onnx")
+    small = exported.images[:2, :32, :32]  # of another size than the graph takes
+    with pytest.raises(ExportError, match=r"model\.onnx: ONNX Runtime cannot quantize it: "):
+        quantize_onnx(exported.folder / "model.onnx", small, exported.card, tmp_path / "int8.onnx")
 
 
 def test_a_file_that_is_not_ours_has_no_card(exported, tmp_path):

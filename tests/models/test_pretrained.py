@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from models import torchvision_ops
 from models.build import build, profile
 from models.language import SpecError
-from models.pretrained import freeze_until, load_stages
+from models.pretrained import freeze_until, load_stages, network
 from models.spec import ModelSpec
 
 torchvision_ops.ensure()
@@ -35,6 +35,15 @@ def test_the_cut_is_the_networks_own_first_stages(tmp_path):
     assert model(x).shape == (2, 3)
 
 
+def test_weights_of_a_network_with_two_heads_fit_another_number_of_classes(tmp_path):
+    name = "deit_tiny_distilled_patch16_224"
+    whole = timm.create_model(name)
+    save_file(whole.state_dict(), tmp_path / "w.safetensors")
+    found = network(name, str(tmp_path / "w.safetensors"), 3, "teacher")
+    assert found.head.out_features == found.head_dist.out_features == 3
+    torch.testing.assert_close(found.blocks[0].mlp.fc1.weight, whole.blocks[0].mlp.fc1.weight)
+
+
 def test_it_is_a_spec_like_any_other():
     spec = student().with_classes(6)
     assert spec.network == "mobilenetv3_small_050"
@@ -53,9 +62,9 @@ def test_the_head_is_in_the_model_language():
     assert units[1].in_channels == units[0].out_channels == 24
 
 
-@pytest.mark.parametrize("network", ["mobileone_s0", "repvgg_a0"])
-def test_blocks_of_several_branches_are_fused_to_one(network):
-    model = build(student(network, "stages.1").with_classes(6), seed=0)
+@pytest.mark.parametrize("name", ["mobileone_s0", "repvgg_a0"])
+def test_blocks_of_several_branches_are_fused_to_one(name):
+    model = build(student(name, "stages.1").with_classes(6), seed=0)
     for seed in range(3):  # statistics, so that the branches are of natural size
         model(torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(seed)))
     fused = reparameterize_model(copy.deepcopy(model).eval())

@@ -77,6 +77,15 @@ def test_a_candidate_that_cannot_be_exported_ends_no_search(tiny, tmp_path, monk
             ["search.space=pretrained", "student.network=resnet18", "student.weights=none"],
             "until: resnet18 has no stage 'blocks.3'; it has conv1, bn1, act1, maxpool, layer1.0",
         ),
+        (
+            [
+                "search.space=pretrained",
+                "student.network=resnet18",
+                "student.weights=none",
+                "student.until=[layer1.1, layer22]",
+            ],
+            "until: resnet18 has no stage 'layer22' (did you mean 'layer2",
+        ),
     ],
 )
 def test_a_search_of_which_nothing_could_be_chosen_is_refused_before_it_begins(settings, text, tiny, tmp_path):
