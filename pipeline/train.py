@@ -76,8 +76,11 @@ class Fit:
     diverged: str | None = None
 
     def record(self) -> dict[str, Any]:
-        history = [asdict(e) for e in self.history]
-        return {"best": asdict(self.best), "history": history, "diverged": self.diverged}
+        """As JSON, which has no word for what is no number."""
+        best, *history = (
+            {k: v if math.isfinite(v) else None for k, v in asdict(e).items()} for e in (self.best, *self.history)
+        )
+        return {"best": best, "history": history, "diverged": self.diverged}
 
 
 def fit(

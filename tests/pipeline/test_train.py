@@ -1,5 +1,6 @@
 """Crops, losses and the training loop: what it keeps, and that a killed run goes on as if it had not been."""
 
+import json
 import os
 import platform
 import subprocess
@@ -15,7 +16,7 @@ from models.build import build
 from models.spec import ModelSpec
 from pipeline.config import Augment
 from pipeline.edge import explain
-from pipeline.errors import EnvironmentProblem
+from pipeline.errors import ENVIRONMENT, EnvironmentProblem
 from pipeline.inputs import Arrays, autocast, pick_device, predict
 from pipeline.losses import CrossEntropy, class_weights, distillation, epoch_order
 from pipeline.probe import classifier_of, fit_classifier
@@ -132,6 +133,8 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_best_so_far(arrays):
     assert result.diverged == "the loss is no number any more at step 1 of epoch 3"
     assert len(result.history) == 3
     assert result.best.epoch in (0, 1)
+    record = json.loads(json.dumps(result.record(), allow_nan=False))
+    assert record["history"][2]["loss"] is None
     assert all(torch.isfinite(v).all() for v in result.state.values())
 
 
@@ -154,6 +157,14 @@ class Hungry(torch.nn.Module):
 def test_out_of_memory_names_the_batch_that_fits(arrays):
     with pytest.raises(EnvironmentProblem, match=r"batch of 16 images; one of 4 fits"):
         fit(Hungry(build(SPEC, seed=1)), arrays, RECIPE, 3, 3)
+
+
+def test_memory_that_runs_out_outside_of_a_step_is_told_without_a_traceback():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    told, code = explain(caught.value)
+    assert told == "out of memory; lower the batch sizes or the input size"
+    assert code == ENVIRONMENT
 
 
 def test_another_error_of_torch_is_left_as_it_is(arrays):
