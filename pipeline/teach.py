@@ -1,10 +1,12 @@
 """The stage `teach`: a network of timm learns the classes, with hyper-parameters that Optuna tunes where asked to.
 
 Each trial is a whole training with its own checkpoints; hopeless ones end early by the median of the others. The first
-trial is the config's own values. The weights of the best epoch of the best trial are kept.
+trial is the config's own values. The weights of the best epoch of the best trial are kept. The trials lie beside those
+of the search, in the folder `study`: raising `teacher.trials` goes on.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,13 @@ def _inputs(run: Run) -> dict[str, Any]:
         "teacher": teacher.model_dump(exclude=None if teacher.trials > 1 else {"tune"})
         | {"weights": weights_key(teacher, "teacher")},
     }
+
+
+def _study_folder(run: Run) -> Path:
+    """Of all that gives a trial its meaning, and not of how many there are to be."""
+    inputs = _inputs(run)
+    teacher = run.config.teacher.model_dump(exclude={"trials"}) | {"weights": inputs["teacher"]["weights"]}
+    return run.folder / "study" / f"teacher-{canonical_hash(inputs | {'teacher': teacher})}"
 
 
 def _default_size(run: Run) -> int:
@@ -100,9 +109,11 @@ def load_teacher(run: Run) -> Finished:
 def _teach(run: Run, work: Path) -> dict[str, Any]:
     check_origin(run)
     quiet_optuna()
+    folder = _study_folder(run)
+    folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         study_name="teacher",
-        storage=f"sqlite:///{work / 'tuning.db'}",
+        storage=f"sqlite:///{folder / 'tuning.db'}",
         direction="maximize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=2),
         load_if_exists=True,
@@ -116,11 +127,13 @@ def _teach(run: Run, work: Path) -> dict[str, Any]:
         finished = sum(t.state != TrialState.FAIL for t in study.trials)
         seed = int(canonical_hash([run.config.seed, finished]), 16) % 2**32
         study.sampler = optuna.samplers.TPESampler(multivariate=True, seed=seed, n_startup_trials=4)
-        _try(run, work, study, study.ask())
+        _try(run, folder, study, study.ask())
     best = study.best_trial
     trials = [{"params": t.params, "f1_macro": t.value, "state": t.state.name.lower()} for t in study.trials]
-    record = json.loads((work / _RECORD).read_text()) | {"trials": trials}
+    record = json.loads((folder / _RECORD).read_text()) | {"trials": trials}
     write_json(work / _RECORD, record)
+    shutil.copyfile(folder / _WEIGHTS, work / _WEIGHTS)
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
     return summary_of(record) | {"hyper": record["hyper"], "trials": len(trials), "best_trial": best.number}
 
 
@@ -149,7 +162,7 @@ def _suggest(run: Run, trial: optuna.Trial) -> dict[str, Any]:
     return {"learning_rate": rate, **{k: trial.suggest_categorical(k, values) for k, values in lists.items()}}
 
 
-def _try(run: Run, work: Path, study: optuna.Study, trial: optuna.Trial) -> None:
+def _try(run: Run, folder: Path, study: optuna.Study, trial: optuna.Trial) -> None:
     teacher, index = run.config.teacher, load_index(run)
     hyper = _suggest(run, trial)
     recipe = _recipe(run, teacher, hyper)
@@ -172,7 +185,7 @@ def _try(run: Run, work: Path, study: optuna.Study, trial: optuna.Trial) -> None
                 recipe,
                 run.config.seed,
                 len(index.classes),
-                checkpoints=work / CHECKPOINTS / canonical_hash(hyper),
+                checkpoints=folder / CHECKPOINTS / canonical_hash(hyper),
                 on_epoch=on_epoch,
                 on_step=on_step,
             )
@@ -188,8 +201,8 @@ def _try(run: Run, work: Path, study: optuna.Study, trial: optuna.Trial) -> None
         return
     best = max((t.value for t in study.trials if t.state == TrialState.COMPLETE and t.value is not None), default=-1.0)
     if result.best.f1_macro > best:
-        save_file(result.state, work / _WEIGHTS, {_CLASSES: json.dumps(index.classes), _DATA: index.hash})
-        write_json(work / _RECORD, {"format": FORMAT, "hyper": hyper, **result.record()})
+        save_file(result.state, folder / _WEIGHTS, {_CLASSES: json.dumps(index.classes), _DATA: index.hash})
+        write_json(folder / _RECORD, {"format": FORMAT, "hyper": hyper, **result.record()})
     study.tell(trial, result.best.f1_macro)
 
 

@@ -1,6 +1,6 @@
-"""How fast a student trains, beside a plain loop and beside the bare step.
+"""How fast students train, beside a plain loop and beside the bare step.
 
-`python ci/bench/train_bench.py [--images FOLDER] [--model cpu_small] [--rounds N]`. Three arms in turn, each the same
+`python ci/bench/train_bench.py [--images FOLDER] [--models NAME ...] [--rounds N]`. Three arms in turn, each the same
 network, batch and optimizer for the same number of steps: plain (torchvision's ImageFolder and transforms, a DataLoader
 with a worker a core, NCHW), ours (`pipeline.train.fit` as for a student: decoded images kept, crops in batches,
 channels last, EMA, bf16 where that pays), and bare (ours with each batch already in memory). Without FOLDER: drawn
@@ -45,6 +45,7 @@ from torchvision.datasets import ImageFolder  # noqa: E402
 BATCH, STEPS, VAL = 32, 30, 6
 _DRAWN = "abcdef"
 """Classes of the drawn JPEGs."""
+_STUDENTS = [Path(__file__).with_name("students") / f"{name}.yaml" for name in ("scratch", "pretrained")]
 _RECIPE = Recipe(1, "adamw", 1e-3, BATCH, ema=True, reduced=bf16_pays(large=False))
 """As a student is trained."""
 
@@ -108,39 +109,43 @@ def bare(spec: ModelSpec, arrays: Arrays) -> float:
         return ours(spec, arrays)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=Path)
-    parser.add_argument("--model", default="cpu_small")
-    parser.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args()
-    found: dict[str, list[float]] = {"plain": [], "ours": [], "bare": []}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = args.images or Path(scratch) / "photos"
-        if args.images is None:
-            draw(folder)
-        spec = ModelSpec.load(args.model).with_classes(sum(d.is_dir() for d in (folder / "train").iterdir()))
-        arrays = decode(spec, folder, Path(scratch))
-        arms: dict[str, Any] = {
-            "plain": lambda: plain(spec, folder),
-            "ours": lambda: ours(spec, arrays),
-            "bare": lambda: bare(spec, arrays),
-        }
-        arms["ours"]()  # the kernels of this network are chosen once in a process
-        for i in range(args.rounds):
-            for name in list(arms)[:: 1 if i % 2 else -1]:
-                found[name].append(arms[name]())
-    print(f"{args.model}, {spec.input_size} px, batch {BATCH}, {torch.get_num_threads()} threads, {this_host().cpu}")
+def compared(model: str, folder: Path, cache: Path, rounds: int) -> dict[str, Any]:
+    """images/s of each arm in each round, and the ratios of ours to the others."""
+    spec = ModelSpec.load(model).with_classes(sum(d.is_dir() for d in (folder / "train").iterdir()))
+    arrays = decode(spec, folder, cache)
+    arms: dict[str, Any] = {
+        "plain": lambda: plain(spec, folder),
+        "ours": lambda: ours(spec, arrays),
+        "bare": lambda: bare(spec, arrays),
+    }
+    arms["ours"]()  # the kernels of this network are chosen once in a process
+    found: dict[str, list[float]] = {name: [] for name in arms}
+    for i in range(rounds):
+        for name in list(arms)[:: 1 if i % 2 else -1]:
+            found[name].append(arms[name]())
+    print(f"{model}, {spec.input_size} px, batch {BATCH}, {torch.get_num_threads()} threads, {this_host().cpu}")
     for name, values in found.items():
         print(f"{name:6} {np.median(values):6.0f} images/s, {min(values):.0f} to {max(values):.0f}")
     ratios = {}
     for name in ("plain", "bare"):
         ratio = np.array(found["ours"]) / np.array(found[name])
-        print(
-            f"ours / {name}: {np.median(ratio):.2f}, {ratio.min():.2f} to {ratio.max():.2f} over {args.rounds} rounds"
-        )
+        print(f"ours / {name}: {np.median(ratio):.2f}, {ratio.min():.2f} to {ratio.max():.2f} over {rounds} rounds")
         ratios[name] = ratio.tolist()
-    record = {"model": args.model, "images_per_s": found, "ours_over": ratios, "host": this_host().as_dict()}
+    return {"images_per_s": found, "ours_over": ratios}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--models", nargs="+", default=["cpu_small", *map(str, _STUDENTS)])
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.images or Path(scratch) / "photos"
+        if args.images is None:
+            draw(folder)
+        found = {Path(m).stem: compared(m, folder, Path(scratch), args.rounds) for m in args.models}
+    record = {"models": found, "host": this_host().as_dict()}
     Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
 
 

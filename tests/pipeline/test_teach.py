@@ -55,6 +55,29 @@ def test_a_killed_teacher_goes_on_with_the_hyper_parameters_that_it_had(run, tmp
     assert [t["state"] for t in record["trials"]] == ["fail", "complete"]
 
 
+def test_more_trials_go_on_from_those_that_there_are(run, tmp_path, monkeypatch):
+    def asked(trials):
+        section = run.config.teacher.model_copy(update={"trials": trials})
+        return replace(run, config=run.config.model_copy(update={"teacher": section}))
+
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    assert taught(asked(1), tmp_path / "one", monkeypatch) == [0, 1, 2]
+    hyper = []
+    own = teach._try
+
+    def tried(run, folder, study, trial):
+        own(run, folder, study, trial)
+        hyper.append(trial.number)
+
+    monkeypatch.setattr(teach, "_try", tried)
+    taught(asked(2), tmp_path / "two", monkeypatch)
+    assert hyper == [1]
+    record = json.loads((tmp_path / "two" / "training.json").read_text())
+    assert len(record["trials"]) == 2
+    assert record["best"]["f1_macro"] == max(t["f1_macro"] for t in record["trials"])
+
+
 def test_a_teacher_that_diverges_says_so_however_often_it_is_asked(run, tmp_path):
     section = run.config.teacher.model_copy(update={"learning_rate": 1e30})
     wrong = replace(run, config=run.config.model_copy(update={"teacher": section}))
