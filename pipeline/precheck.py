@@ -15,7 +15,7 @@ from pipeline.find import online, weights_key
 from pipeline.progress import Checkpoints, Epoch
 from pipeline.search import search_space
 from pipeline.stages import Run
-from pipeline.teach import check_size, frozen
+from pipeline.teach import check_size, frozen, section
 
 
 def check_before(run: Run) -> None:
@@ -27,13 +27,12 @@ def check_before(run: Run) -> None:
         _check_optimizer(name)
     if config.distill.weight:
         check_name(config.teacher.name, "teacher.name")
-        weights_key(config.teacher, "teacher")
-    # A download is kept in the hub's cache, so nothing is fetched twice.
-    if run.manifest("teach") is None and config.distill.weight:
-        with online():
-            teacher = frozen(run, network(config.teacher.name, config.teacher.weights, 2, "teacher"))
-        for size in [config.teacher.input_size] if config.teacher.input_size else students.input_sizes:
-            check_size(run, teacher, size)
+        taught = run.manifest("teach")
+        if taught is None or taught["inputs"]["teacher"] != section(run):
+            with online():  # a download is kept in the hub's cache, so nothing is fetched twice
+                teacher = frozen(run, network(config.teacher.name, config.teacher.weights, 2, "teacher"))
+            for size in [config.teacher.input_size] if config.teacher.input_size else students.input_sizes:
+                check_size(run, teacher, size)
     if run.manifest("distill") is None:
         for name in students.networks:
             weights_key(config.student, "student")

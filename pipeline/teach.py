@@ -40,16 +40,21 @@ _CLASSES, _DATA = "classes", "data"
 _KEYS = ("learning_rate", "epochs", "input_size", "batch", "n_select", "mixup")
 
 
-def _inputs(run: Run) -> dict[str, Any]:
+def section(run: Run) -> dict[str, Any]:
+    """What the config says of the teacher, with the identity of its weights, as a manifest holds it."""
     teacher = run.config.teacher
+    said = teacher.model_dump(mode="json", exclude=None if teacher.trials > 1 else {"tune"})
+    return said | {"weights": weights_key(teacher, "teacher")}
+
+
+def _inputs(run: Run) -> dict[str, Any]:
     return {
         "data": load_index(run).hash,
         "fit": run.config.data.fit,
         "balance": run.config.data.balance,
         "seed": run.config.seed,
         "size": _default_size(run),
-        "teacher": teacher.model_dump(exclude=None if teacher.trials > 1 else {"tune"})
-        | {"weights": weights_key(teacher, "teacher")},
+        "teacher": section(run),
     }
 
 

@@ -109,6 +109,22 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_searched(settings,
         precheck.check_before(run)
 
 
+def test_a_teacher_that_was_taught_is_not_looked_at_again_and_another_is(run, monkeypatch):
+    perform(teach.TEACH, run)
+    looked, own = [], precheck.network
+
+    def network(name, *args):
+        looked.append(name)
+        return own(name, *args)
+
+    monkeypatch.setattr(precheck, "network", network)
+    precheck.check_before(run)
+    assert looked == []
+    other = run.config.teacher.model_copy(update={"name": "lcnet_050"})
+    precheck.check_before(replace(run, config=run.config.model_copy(update={"teacher": other})))
+    assert looked == ["lcnet_050"]
+
+
 @pytest.mark.parametrize("name", ["adamw", "lamb", "sgd", "adan", "lion"])
 def test_optimizers_that_can_be_used_are_not_refused(name):
     precheck._check_optimizer(name)
