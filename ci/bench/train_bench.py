@@ -123,7 +123,8 @@ def compared(model: str, folder: Path, cache: Path, rounds: int) -> dict[str, An
     for i in range(rounds):
         for name in list(arms)[:: 1 if i % 2 else -1]:
             found[name].append(arms[name]())
-    print(f"{model}, {spec.input_size} px, batch {BATCH}, {torch.get_num_threads()} threads, {this_host().cpu}")
+    where = f"{torch.get_num_threads()} threads, {this_host().cpu}"
+    print(f"{Path(model).stem}, {spec.input_size} px, batch {BATCH}, {where}")
     for name, values in found.items():
         print(f"{name:6} {np.median(values):6.0f} images/s, {min(values):.0f} to {max(values):.0f}")
     ratios = {}
