@@ -31,8 +31,9 @@ def save_ir(model: Any, card: ModelCard, path: Path, f16: bool = False) -> None:
     import openvino as ov
 
     model.set_rt_info(card.to_json(), [METADATA_KEY])
-    # OpenVINO numbers constants through the life of a process; by position the same model gives the same bytes.
+    # OpenVINO numbers what it names itself (constants, the two halves of a ReLU6) through the life of a process; by
+    # position the same model gives the same bytes.
     for i, op in enumerate(model.get_ordered_ops()):
-        if op.get_type_name() == "Constant":
-            op.set_friendly_name(f"Constant_{i}")
+        if op.get_type_name() == "Constant" or op.get_friendly_name() == op.get_name():
+            op.set_friendly_name(f"{op.get_type_name()}_{i}")
     ov.save_model(model, path, compress_to_fp16=f16)

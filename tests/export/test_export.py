@@ -12,6 +12,7 @@ from torch import nn
 from export.artifact import Artifact, ModelCard
 from export.errors import ExportError
 from export.onnx_export import deployable, export_onnx, read_card
+from export.openvino_export import read_onnx, save_ir
 from export.parity import compare, f1_per_class, logits_of, scores
 from export.quantize import quantize_onnx, quantize_openvino
 
@@ -77,6 +78,19 @@ def test_what_the_search_times_is_what_ships(exported, tmp_path):
     found = kernels(searched)
     assert found == kernels(exported.folder / "model.xml")
     assert len(found) > 20
+
+
+def test_the_same_network_gives_the_same_ir_whatever_came_before_it_in_the_process(exported, tmp_path):
+    """ReLU6 is two operations there, which OpenVINO names itself."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 6))
+    export_onnx(model, exported.card, tmp_path / "model.onnx")
+    for name in ("a", "b"):
+        save_ir(read_onnx(tmp_path / "model.onnx"), exported.card, tmp_path / f"{name}.xml")
+    text = (tmp_path / "a.xml").read_text()
+    assert 'type="Minimum"' in text or 'type="Clamp"' in text
+    for suffix in (".xml", ".bin"):
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
 
 
 class Branches(nn.Module):
