@@ -232,7 +232,9 @@ def test_a_selftest_of_this_host_is_remembered(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = selftest(Subject.of(CONTROL), rounds=16)
     assert found.false_alarms <= 0.05
-    assert found.seen.low < 1 + found.injected < found.seen.high * 1.05
+    # Of 0.1 ms; where the work has driven it out of the caches, the next inference takes 2 % longer on some CPUs.
+    assert found.seen.low > 1
+    assert found.seen.ratio == pytest.approx(1 + found.injected, abs=0.04)
     assert set(found.power) >= {"1%", "5%", "30%"}
     remember(found)
     assert last(found.host["key"])["spread"] == found.spread
