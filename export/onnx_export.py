@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from export.artifact import METADATA_KEY, ModelCard
 from export.errors import ExportError
+from models.pretrained import fusible
 
 OPSET = 18
 INPUT, OUTPUT = "images", "logits"
@@ -56,7 +57,7 @@ def deployable(model: nn.Module, card: ModelCard) -> Deployable:
     from timm.utils.model import reparameterize_model
 
     whole = Deployable(copy.deepcopy(model).cpu(), card).eval()
-    if not any(hasattr(module, "reparameterize") or hasattr(module, "fuse") for module in whole.modules()):
+    if not any(map(fusible, whole.modules())):
         return whole
     fused = Deployable(reparameterize_model(whole.model), card).eval()
     shape = (_LOOKED_AT, card.input_size, card.input_size, 3)

@@ -53,7 +53,7 @@ def quantize_onnx(
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         prepared = Path(folder) / "prepared.onnx"
-        try:
+        with _told_as_ours(f"{source}: ONNX Runtime cannot quantize it"):
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
             quantize_static(
                 str(prepared),
@@ -66,10 +66,6 @@ def quantize_onnx(
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=[*_input_nodes(prepared), *keep],
             )
-        except OSError:  # a full disk is no fault of the network's
-            raise
-        except Exception as error:  # its own share no base class either
-            raise ExportError(f"{source}: ONNX Runtime cannot quantize it: {error}") from error
     model = onnx.load_model(str(path))
     onnx.helper.set_model_props(model, {METADATA_KEY: card.to_json()})
     onnx.save_model(model, str(path))
@@ -89,20 +85,28 @@ def nncf_quantize(model: Any, samples: Sequence[Any], name: str, fast: bool = Tr
     import nncf
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
+    quietly = contextlib.redirect_stdout(io.StringIO())  # it shows a progress bar for each of its steps
+    with _told_as_ours(f"{name}: NNCF cannot quantize it"), quietly:
+        return nncf.quantize(
+            model,
+            nncf.Dataset(samples),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(samples),
+            fast_bias_correction=fast,
+            ignored_scope=nncf.IgnoredScope(names=list(keep)),
+        )
+
+
+@contextlib.contextmanager
+def _told_as_ours(what: str) -> Iterator[None]:
+    """The errors of a quantizer, which share no base class, as an ExportError. A full disk is no fault of the
+    network's."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # a progress bar for each of its steps
-            return nncf.quantize(
-                model,
-                nncf.Dataset(samples),
-                preset=nncf.QuantizationPreset.MIXED,
-                subset_size=len(samples),
-                fast_bias_correction=fast,
-                ignored_scope=nncf.IgnoredScope(names=list(keep)),
-            )
+        yield
     except OSError:
         raise
-    except Exception as error:  # NNCF's own share no base class
-        raise ExportError(f"{name}: NNCF cannot quantize it: {error}") from error
+    except Exception as error:
+        raise ExportError(f"{what}: {error}") from error
 
 
 def layers_of(source: Path, runtime: str) -> list[str]:

@@ -72,6 +72,11 @@ def network(name: str, weights: str, classes: int, section: str) -> nn.Module:
     return model
 
 
+def fusible(module: nn.Module) -> bool:
+    """Whether timm's `reparameterize_model` makes one branch of its several."""
+    return hasattr(module, "reparameterize") or hasattr(module, "fuse")
+
+
 @lru_cache
 def normalisation(name: str) -> Normalisation:
     """As the network's own timm config states."""
@@ -101,7 +106,7 @@ class Stages(nn.Module):
         for module in whole.modules():
             # Stay whole: some to be fused before export, some whose padding hangs on the size of the image.
             same = isinstance(module, AvgPool2dSame | Conv2dSame)
-            if same or hasattr(module, "reparameterize") or hasattr(module, "fuse"):
+            if same or fusible(module):
                 register_notrace_module(type(module))
         try:
             with warnings.catch_warnings():

@@ -162,13 +162,15 @@ def job(args: argparse.Namespace, teacher: Run, name: str, chosen: Chosen, seed:
     run = replace(teacher, config=config_of(args, ARMS[name], seed))
     taught, document = teacher.output_hash("teach", "teacher.safetensors"), run.config.model_dump(mode="json")
     folder = args.work / f"{slug(name)}-{seed}-{canonical_hash([document, taught])}"
+    if not run.config.distill.views:
+        return Job(name, seed, run, chosen, folder, lock=folder)
     answers = folder / SOFT_LABELS
-    if run.config.distill.views and not answers.exists():  # arms of one seed show the teacher the same views
+    if not answers.exists():  # arms of one seed show the teacher the same views
         shared = args.work / f"answers-{seed}-{canonical_hash([document['distill']['augment'], taught])}"
         shared.mkdir(exist_ok=True)
         answers.parent.mkdir(parents=True, exist_ok=True)
         answers.symlink_to(shared.resolve(), target_is_directory=True)
-    return Job(name, seed, run, chosen, folder, answers if run.config.distill.views else folder)
+    return Job(name, seed, run, chosen, folder, lock=answers)
 
 
 def train(job: Job) -> None:
@@ -243,7 +245,7 @@ def main() -> None:
         print(f"{name:52} {d['points']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f})")
     arms = {n: [{k: v for k, v in r.items() if k != "labels"} for r in records] for n, records in found.items()}
     record = {"epochs": args.epochs, "arms": arms, "differences": differences, "host": this_host().as_dict()}
-    args.json.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(args.json, record)
 
 
 if __name__ == "__main__":
