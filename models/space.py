@@ -80,10 +80,12 @@ class SearchSpace:
         name: str | Path,
         input_sizes: Sequence[int] | None = None,
         stages: Mapping[str, Sequence[str]] | None = None,
+        values: Mapping[str, Any] | None = None,
     ) -> "SearchSpace":
         """A space that ships (cpu, lineage, pretrained) or a YAML file. Raises SpecError.
 
-        input_sizes replaces its own; stages the `network` and `until` of a space that begins with a network of timm.
+        input_sizes replaces its own; stages the `network` and `until` of a space that begins with a network of timm;
+        values any choice, by the name that a trial has for it (`m5/type`).
         """
         file = find_yaml(name, SPACES, "search space")
         try:
@@ -93,12 +95,20 @@ class SearchSpace:
         if input_sizes and isinstance(document, dict) and isinstance(document.get("hyper"), dict):
             document["hyper"]["input_size"] = list(input_sizes)
         _check(document, str(file))
-        for key, values in (stages or {}).items():
+        for key, names in (stages or {}).items():
             params = document["modules"][0]["params"] if document["modules"] else {}
             if key not in params:
                 raise SpecError(f"student.{key}: the search space {name} does not begin with a network of timm")
-            params[key] = list(values)
+            params[key] = list(names)
+        for name, choice in (values or {}).items():
+            _replace(document, name, choice, str(file))
+        if values:
+            _check(document, str(file))
         return cls(document, str(file))
+
+    @property
+    def name(self) -> str:
+        return Path(self.source).stem
 
     @property
     def hash(self) -> str:
@@ -129,6 +139,13 @@ class SearchSpace:
     def _begin(self, key: str) -> list[str]:
         choices = [m["params"].get(key, []) for m in self.document["modules"] if "Timm" in m["layers"]]
         return [value for choice in choices for value in (_all_of(choice) or [])]
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What is to be chosen: name of the parameter -> its choice, as the file has it. Constants are left out."""
+        free = {name: choice for _, name, choice in _choices(self.document)}
+        free = {k: c["choices"] if isinstance(c, dict) and "choices" in c else c for k, c in free.items()}
+        return {k: c for k, c in free.items() if isinstance(c, dict) or (isinstance(c, list) and len(c) > 1)}
 
     @property
     def size(self) -> int:
@@ -258,6 +275,21 @@ def _check(document: Any, source: str) -> None:
     _same_keys(document["head"], ("params", "layers"), f"{source}: head")
     for _, kind, args in document["head"]["layers"]:
         _check_layer(kind, args, {**document["head"]["params"], "classes": 1}, f"{source}: head")
+
+
+def _replace(document: dict[str, Any], name: str, choice: Any, source: str) -> None:
+    """Give a parameter another choice; what else its entry says (two_if) stays."""
+    module, _, key = name.rpartition("/")
+    places = [document["head"]["params"]] if module == "head" else []
+    places += [m["params"] for m in document["modules"] if m["name"] == module]
+    places += [] if module else [document["hyper"], document["model"]]
+    place = next((p for p in places if key in p), None)
+    if place is None:
+        known = [n for _, n, _ in _choices(document)]
+        raise SpecError(f"{source}: no parameter {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+    if isinstance(place[key], dict) and "choices" in place[key]:
+        choice = {**place[key], "choices": choice}
+    place[key] = choice
 
 
 def _choices(document: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:

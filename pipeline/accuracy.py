@@ -20,9 +20,9 @@ from pipeline.candidates import Candidate, run_source, time_in_turn
 from pipeline.checkpoint import load_checkpoint, restore
 from pipeline.distill import student_arrays
 from pipeline.errors import PipelineError
-from pipeline.find import load_student
 from pipeline.live import training_bar
 from pipeline.losses import distillation
+from pipeline.select import load_student
 from pipeline.stages import Run
 from pipeline.teach import CHECKPOINTS, checked, reporter
 from pipeline.train import Recipe, fit

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import openvino as ov
 import torch
 from torch import Tensor, nn
 
@@ -69,6 +68,8 @@ def _by_torch(model: nn.Module, device: torch.device) -> Compute:
 
 def _by_openvino(finished: Finished, say: Callable[[str], None]) -> Compute | None:
     """In bf16 where the CPU multiplies in it itself. None, and said so, where OpenVINO cannot take the network."""
+    import openvino as ov  # slow to load, and not needed where a GPU answers
+
     size = finished.input_size
     example = torch.zeros(1, 3, size, size)
     settings = {

@@ -4,6 +4,7 @@ Kept: the latency limit, the floor of F1, the input size. Of these, those within
 those within `latency_band` of the fastest; of these, the one with most parameters (it overfits later in long training).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from pipeline.errors import NoCandidate, PipelineError
@@ -11,7 +12,8 @@ from pipeline.errors import NoCandidate, PipelineError
 
 @dataclass(frozen=True)
 class Row:
-    """A trained trial. reason: why it was not chosen, empty for the one that was."""
+    """A trained trial. reason: why it was not chosen, empty for the one that was. processes: fresh ones in which its
+    latency was measured again; None where it is the search's."""
 
     trial: int
     f1_macro: float
@@ -19,6 +21,7 @@ class Row:
     params: int
     input_size: int
     reason: str = ""
+    processes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,19 @@ def choose(rows: list[Row], rule: Rule, trial: int | None = None) -> tuple[Row, 
     return chosen, [replace(r, reason=why(r)) for r in table]
 
 
+def by_the_rule(rows: list[Row], rule: Rule) -> Iterator[Row]:
+    """The one that the rule chooses, then the one that it would choose without it, and so on."""
+    left = list(rows)
+    while any(keeps(r, rule) for r in left):
+        chosen, _ = choose(left, rule)
+        left.remove(chosen)
+        yield chosen
+
+
+def keeps(row: Row, rule: Rule) -> bool:
+    return not _refused(row, rule)
+
+
 def pareto(rows: list[Row]) -> set[int]:
     """Trials that no other beats in F1, latency and parameters at once."""
 
@@ -75,7 +91,8 @@ def _refused(row: Row, rule: Rule) -> str:
     if rule.input_size is not None and row.input_size != rule.input_size:
         return f"input {row.input_size} px, select.input_size is {rule.input_size}"
     if row.latency_ms > rule.limit_ms:
-        return f"{row.latency_ms:.3f} ms is over the limit of {rule.limit_ms:g} ms"
+        fresh = f" in {row.processes} fresh processes" if row.processes else ""
+        return f"{row.latency_ms:.3f} ms{fresh} is over the limit of {rule.limit_ms:g} ms"
     if row.f1_macro < rule.f1_floor:
         return f"F1 {row.f1_macro:.4f} is under select.f1_floor, {rule.f1_floor:g}"
     return ""

@@ -1,10 +1,11 @@
 """BuildConfig: all that the user sets. YAML file or the name of a shipped one, then `--set key=value`."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError, field_serializer
 
 from models.language import SpecError, nearest
 from models.spec import find_yaml
@@ -18,6 +19,7 @@ Count = Annotated[int, Field(ge=1)]
 Runtime = Literal["onnxruntime", "openvino"]
 Precision = Literal["f32", "bf16", "int8"]
 Form = Literal["onnxruntime-f32", "onnxruntime-int8", "openvino-f32", "openvino-bf16", "openvino-int8"]
+Sampler = Literal["tpe", "nsga2", "nsga3", "gp", "random", "sweep"]
 Balance = Literal["inverse", "effective", "logits", "sampling", "none"]
 Size = Annotated[int, Field(ge=16, le=2048)]
 
@@ -46,6 +48,16 @@ class Latency(Section):
     threads: Count = 1
     processes: Count = 9
     """Fresh processes of the gate's first look; fewer than 7 cannot give a verdict."""
+
+
+class Limits(Section):
+    """What else a candidate and the shipped file may take; checked before training, and by the gate. null: no limit."""
+
+    params: Count | None = None
+    size: Annotated[ByteSize, Field(gt=0)] | None = None
+    """Of the file, in the form in which it is timed: 500kB, 1MiB."""
+    memory: Annotated[ByteSize, Field(gt=0)] | None = None
+    """Peak of a fresh process that loads and runs it, the runtime and Python included: about 100MB are theirs."""
 
 
 class Score(Section):
@@ -84,10 +96,31 @@ class Student(Section):
     """Of that network: hub, none, or the path of a .safetensors file."""
 
 
+class Stop(Section):
+    """When a candidate's training ends early. Its latency is known by then, so only its F1 is open: it is hopeless
+    where it lies in the worst `share` of the earlier candidates of similar latency, after as many epochs."""
+
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """0: never."""
+    epochs: Count = 2
+    """None ends before so many."""
+    least: Count = 6
+    """Nor against fewer earlier candidates."""
+    similar: Annotated[float, Field(ge=1)] = 1.3
+    """Latencies within this factor are similar."""
+
+
 class Search(Section):
-    space: str = "cpu"
-    sampler: Literal["tpe", "sweep"] = "tpe"
-    """sweep: all combinations are measured, then those that keep the limit are trained, the slowest first."""
+    space: str | Annotated[tuple[str, ...], Field(min_length=1)] = "cpu"
+    """A space that ships or a YAML file; or several, in one study."""
+    values: dict[str, Any] = {}
+    """Replaces choices of the space, by the name that a trial has for them: `m5/type: [Conv, Pass]`."""
+    start: tuple[dict[str, Any], ...] = ()
+    """Parameters of trials to begin with, as far as the space has them; `edgebuild narrow` writes round 1's best."""
+    sampler: Sampler = "tpe"
+    """tpe and gp learn from candidates that were rejected; nsga2, nsga3 and random do not. gp is for spaces where all
+    parameters are always drawn. sweep: all combinations are measured, then those that keep the limit are trained, the
+    slowest first."""
     measure: Annotated[tuple[Form, ...], Field(min_length=1)] | None = None
     """Forms to time a candidate in, the fastest counts; null: all of latency.runtimes and latency.precisions but INT8,
     which takes seconds to make."""
@@ -103,8 +136,16 @@ class Search(Section):
     """Of each candidate."""
     subset: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the training images that a candidate is trained on."""
+    stop: Stop = Stop()
     storage: str | None = None
-    """An Optuna storage URL; the default is SQLite in the run folder."""
+    """An Optuna storage URL, such as postgresql://user@host/database; the default is SQLite in the run folder. A
+    password is not kept in the run folder: PGPASSWORD and ~/.pgpass are read."""
+    study: str | None = None
+    """Name of the study, where several take part in one; null: made of what gives it its meaning."""
+
+    @field_serializer("storage")
+    def _without_password(self, url: str | None) -> str | None:
+        return url and without_password(url)
 
 
 class Select(Section):
@@ -116,6 +157,12 @@ class Select(Section):
     latency_band: Share = 0.10
     input_size: int | None = 168
     """null: any."""
+    finalists: Count = 3
+    """So many of the best by the rule are timed again before one is chosen, in fresh processes, in turn."""
+    processes: Count = 5
+    """Fresh processes of each finalist."""
+    seeds: Count = 1
+    """Trainings of each finalist, with different seeds; their mean F1 counts."""
     trial: int | None = None
     """Overrules the rule by a trial's number."""
 
@@ -206,6 +253,7 @@ class BuildConfig(Section):
     """What times: local, or ssh://user@host[:port][/path/of/its/python]."""
     data: Data
     latency: Latency
+    limits: Limits = Limits()
     submission: Submission = Submission()
     student: Student = Student()
     search: Search = Search()
@@ -214,6 +262,14 @@ class BuildConfig(Section):
     distill: Distill = Distill()
     quantize: Quantize = Quantize()
     preflight: Preflight = Preflight()
+
+
+def without_password(url: str) -> str:
+    """As far as it can be read as one; what cannot may hold a password anywhere, so nothing of it is shown."""
+    scheme, _, rest = url.partition("://")
+    place, at, address = rest.rpartition("@")
+    address = re.sub(r"([?&]password=)[^&]*", r"\1", address)
+    return f"{scheme}://{place.partition(':')[0]}{at}{address}" if rest else "(no URL)"
 
 
 def load_config(name: str | Path, overrides: list[str] | None = None) -> BuildConfig:

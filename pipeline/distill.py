@@ -18,11 +18,12 @@ from pipeline.answers import Answers, answers
 from pipeline.checkpoint import is_pretrained, pixels, restore, save_student, student_card
 from pipeline.data import Index
 from pipeline.files import write_json
-from pipeline.find import begin, load_arrays, load_index, load_student, weights_key
+from pipeline.find import begin, load_arrays, load_index, weights_key
 from pipeline.images import decoded, train_size
 from pipeline.inputs import Arrays, bf16_pays, pick_device, predict
 from pipeline.live import training_bar
 from pipeline.losses import CrossEntropy, distillation
+from pipeline.select import load_student
 from pipeline.stages import SCRATCH, Run, Stage
 from pipeline.teach import CHECKPOINTS, checked, load_teacher, reporter, summary_of
 from pipeline.train import Fit, Loss, Recipe, fit
@@ -87,7 +88,7 @@ def train_student(run: Run, spec: ModelSpec, hyper: Hyper, work: Path) -> Fit:
     loss = _distillation(run, index, recipe, work / SOFT_LABELS) if config.weight else None
     with training_bar("distill") as on_step:
         result = fit(
-            begin(run, spec),
+            begin(run, spec, run.config.seed),
             student_arrays(run, spec),
             recipe,
             run.config.seed,

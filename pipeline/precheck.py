@@ -13,7 +13,7 @@ from models.spec import ModelSpec
 from pipeline.errors import PipelineError
 from pipeline.find import online, weights_key
 from pipeline.progress import Checkpoints, Epoch
-from pipeline.search import search_space
+from pipeline.spaces import search_space
 from pipeline.stages import Run
 from pipeline.teach import check_size, frozen, section
 

@@ -27,7 +27,8 @@ from pipeline.candidates import (
 )
 from pipeline.checkpoint import load_checkpoint, restore
 from pipeline.files import write_json
-from pipeline.find import load_index, load_student
+from pipeline.find import load_index
+from pipeline.select import load_student
 from pipeline.stages import Run, Stage
 
 _ALIKE = 1.03

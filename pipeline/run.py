@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline import FORMAT, distill, find, precheck, race, ship, teach
+from pipeline import FORMAT, distill, find, precheck, race, select, ship, teach
 from pipeline.errors import NoCandidate, PipelineError
 from pipeline.files import write_json
 from pipeline.stages import Done, Run, Stage, current, perform
@@ -10,7 +10,7 @@ from pipeline.stages import Done, Run, Stage, current, perform
 STAGES: tuple[Stage, ...] = (
     find.DATA,
     find.SEARCH,
-    find.SELECT,
+    select.SELECT,
     teach.TEACH,
     distill.DISTILL,
     ship.EXPORT,
@@ -25,8 +25,8 @@ STAGES: tuple[Stage, ...] = (
 _FIRST: dict[str, tuple[Stage, ...]] = {"search": (find.DATA,)}
 _FIRST_OF_NAMED = {
     "select": (find.DATA,),
-    "teach": (find.DATA, find.SELECT),
-    "distill": (find.DATA, find.SELECT),
+    "teach": (find.DATA, select.SELECT),
+    "distill": (find.DATA, select.SELECT),
 }
 """What takes seconds is part of a user's first step: the data, and the choice of an architecture that is named."""
 _UNWANTED = {
@@ -64,21 +64,21 @@ def run_one(name: str, run: Run) -> Done:
     stage = by_name[name]
     if not stage.wanted(run.config):
         raise PipelineError(f"{name}: {_UNWANTED[name]}")
-    for first in (_FIRST_OF_NAMED if run.config.student.model else _FIRST).get(name, ()):
-        perform(first, run)
-    for need in stage.needs:
-        if not by_name[need].wanted(run.config):
-            continue
-        if run.manifest(need) is None:
-            raise PipelineError(
-                f"{name}: needs the stage {need} first: `edgebuild {_command(need)} --run-dir {run.folder}`"
-            )
-        if current(by_name[need], run) is None:
-            raise PipelineError(
-                f"{name}: the stage {need} is out of date, its config or input has changed: "
-                f"`edgebuild {_command(need)} --run-dir {run.folder}`"
-            )
+    for quick in (_FIRST_OF_NAMED if run.config.student.model else _FIRST).get(name, ()):
+        perform(quick, run)
+    for first in stage.needs:
+        if by_name[first].wanted(run.config):
+            need(name, first, run)
     return perform(stage, run)
+
+
+def need(what: str, first: str, run: Run) -> None:
+    """Raises PipelineError where the stage `first`, which `what` stands on, is missing or out of date."""
+    stage, command = next(s for s in STAGES if s.name == first), f"`edgebuild {_command(first)} --run-dir {run.folder}`"
+    if run.manifest(first) is None:
+        raise PipelineError(f"{what}: needs the stage {first} first: {command}")
+    if current(stage, run) is None:
+        raise PipelineError(f"{what}: the stage {first} is out of date, its config or input has changed: {command}")
 
 
 def _command(stage: str) -> str:

@@ -1,68 +1,77 @@
 """The search: ask, measure, reject or train, tell.
 
-Three objectives: macro F1 up, latency down, parameters down. A candidate whose latency is over the limit (by its lower
-bound) sets its constraint and is told PRUNED, untrained; the sampler learns from it all the same. What was measured and
-what was trained is kept in records beside Optuna's database, so a resumed, changed or moved study repeats neither.
+Three objectives: macro F1 up, latency down, parameters down. A candidate that is over a limit (latency by its lower
+bound) sets its constraints and is told PRUNED, untrained; the sampler learns from it all the same. One that is hopeless
+among those of similar latency ends early and is told PRUNED too. What was measured and what was trained is kept in
+records beside Optuna's database, so a resumed, changed or moved study repeats neither.
 """
 
 import json
-import logging
 import time
-import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
 from export.errors import ExportError
 from latency.errors import LatencyError
 from latency.machine import Machine
 from models.build import profile
+from models.joined import JoinedSpace
 from models.language import SpecError, canonical_hash
-from models.pretrained import channels
-from models.space import Candidate, SearchSpace
+from models.space import Candidate
 from models.spec import ModelSpec
-from pipeline.checkpoint import is_pretrained, student_card
-from pipeline.config import Augment, BuildConfig
+from pipeline.checkpoint import student_card
+from pipeline.config import BuildConfig
+from pipeline.dashboard import attach, describe
 from pipeline.data import Index
-from pipeline.errors import EnvironmentProblem, OutOfMemory, PipelineError
-from pipeline.files import write_json
-from pipeline.inputs import Arrays, Rows, bf16_pays
-from pipeline.live import training_bar
-from pipeline.measured import CandidateTimer, forms
+from pipeline.errors import OutOfMemory
+from pipeline.inputs import Arrays
+from pipeline.insight import what_helps
+from pipeline.limits import best_form, told
+from pipeline.measured import CandidateTimer, Timer, Timing, forms
+from pipeline.progress import Epoch
+from pipeline.samplers import sampler, warning
+from pipeline.short import Trainer
+from pipeline.spaces import check_space, search_space
 from pipeline.stages import Say
-from pipeline.train import Recipe, fit
+from pipeline.stopping import Curve, hopeless
+from pipeline.study import Direction, alive, database_url, known_params, open_study, own_trials, take_up
+from pipeline.tally import Tally, all_at_work, nearest_miss, summary, used_up
 
-_CONSTRAINT = "latency_over_limit_ms"
-_DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-_REAPED = "reaped"
 _UNFIT = (SpecError, ExportError, LatencyError)
 """What a candidate may be that cannot be built, exported or timed; the search goes on without it."""
+_DIRECTIONS: tuple[Direction, ...] = ("maximize", "minimize", "minimize")
+_METRICS = ("macro F1", "p90 [ms]", "parameters")
+_WAIT_S = 1.0
+_HINT_AFTER = 30
+"""Rejects without a single candidate that keeps the limits, after which it is said what would help."""
 
 
 @dataclass(frozen=True)
 class Search:
     """What a search stands on. arrays_for: images as that network takes them; begin: it with the weights that training
-    begins with; weights: their identity; folder: where studies and records live."""
+    begins with; weights: their identity; folder: where studies and records live; host_key: of what times; worker: who
+    takes part, number: as one of how many."""
 
     config: BuildConfig
     index: Index
     arrays_for: Callable[[ModelSpec], Arrays]
-    begin: Callable[[ModelSpec], nn.Module]
+    begin: Callable[[ModelSpec, int], nn.Module]
     weights: str
     folder: Path
-    machine: Machine
+    host_key: str
     worker: str
     say: Say
+    number: int = 0
 
-    @property
-    def space(self) -> SearchSpace:
+    @cached_property
+    def space(self) -> JoinedSpace:
         return search_space(self.config)
 
     @property
@@ -80,313 +89,241 @@ class Search:
         }
 
     @property
-    def study_name(self) -> str:
-        """Of everything that gives a trial its meaning; budgets are left out, so raising one goes on."""
+    def meaning(self) -> dict[str, Any]:
+        """Of a trial of the study; budgets are left out, so raising one goes on."""
         latency = self.config.latency
-        what = [
-            self.space.hash,
+        return {
+            "space": self.space.hash,
+            **{f"{k} of the training": v for k, v in self.training.items()},
+            "latency.limit_ms": latency.limit_ms,
+            "latency.runtimes": latency.runtimes,
+            "latency.precisions": latency.precisions,
+            "latency.threads": latency.threads,
+            "limits": self.config.limits.model_dump(),
+            "search.measure": self.config.search.measure,
+            "search.stop": self.config.search.stop.model_dump(),
+            "host": self.host_key,
+        }
+
+    @property
+    def study_name(self) -> str:
+        return self.config.search.study or "edgebuild-" + canonical_hash(self.meaning)
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        return Trainer(
+            self.config,
+            len(self.index.classes),
+            self.arrays_for,
+            self.begin,
             self.training,
-            latency.limit_ms,
-            latency.runtimes,
-            latency.precisions,
-            latency.threads,
-            self.config.search.measure,
-            self.machine.host().key,
-        ]
-        return "edgebuild-" + canonical_hash(what)
+            self.space.hash,
+            self.folder / "trained",
+        )
+
+    def open(self) -> optuna.Study:
+        """Raises PipelineError."""
+        url = database_url(self.config.search.storage, self.folder)
+        study = open_study(url, self.study_name, _DIRECTIONS, _METRICS, self.meaning)
+        describe(study, self.config)
+        return study
 
 
-def search_space(config: BuildConfig) -> SearchSpace:
-    stages = {"network": config.student.network and [config.student.network], "until": config.student.until}
-    return SearchSpace.load(config.search.space, config.search.input_sizes, {k: v for k, v in stages.items() if v})
-
-
-def candidate_timer(config: BuildConfig, folder: Path, machine: Machine) -> CandidateTimer:
-    latency = config.latency
+def candidate_timer(
+    config: BuildConfig, folder: Path, machine: Machine, references: Mapping[str, float] | None = None
+) -> CandidateTimer:
+    """For a config; folder: of the studies. references: see CandidateTimer."""
+    latency, memory = config.latency, config.limits.memory is not None
     wanted = forms(latency.runtimes, latency.precisions, machine.host(), config.search.measure)
-    return CandidateTimer(folder, wanted, latency.threads, latency.limit_ms, machine)
+    return CandidateTimer(
+        folder / "measurements", wanted, latency.threads, latency.limit_ms, machine, memory, references
+    )
 
 
-def run_search(search: Search) -> dict[str, Any]:
+def run_search(search: Search, timer: Timer) -> dict[str, Any]:
     """Go on with the study until its budget is used; the summary and all trials. Raises PipelineError."""
+    study = prepare(search, timer)
+    reason = work(search, study, timer)
+    search.say(f"search ends: {reason}{nothing_fits(study, search)}")
+    return summary(study, search.config)
+
+
+def prepare(search: Search, timer: Timer) -> optuna.Study:
+    """What is done once, before the first worker: the study, and what is to be tried before anything is drawn."""
+    check_space(search.space, search.config)
+    if unfit := warning(search.config.search.sampler):
+        search.say(unfit)
+    study = search.open()
+    take_up(study, search.worker)
+    if not study.trials:
+        for params in (*search.config.search.start, *_carried_over(search)):
+            study.enqueue_trial(params)
+    if search.config.search.sampler == "sweep":
+        tried = [known_params(t) for t in own_trials(study)]
+        for params in _slowest_first(search, timer):
+            if params not in tried:
+                study.enqueue_trial(params)
+    return study
+
+
+def work(search: Search, study: optuna.Study, timer: Timer) -> str:
+    """Candidate after candidate, as one of the study's workers; why it is over."""
     config, space = search.config, search.space
-    _check(space, config)
-    study = _open_study(search)
-    _reap(study, search.worker)
-    _carry_over(study, search)
-    with candidate_timer(config, search.folder / "measurements", search.machine) as timer:
-        sweep = _sweep(search, space, timer) if config.search.sampler == "sweep" else None
-        while (reason := _budget_used(study, config, sweep)) is None:
-            if sweep is not None and not _waiting(study):
-                study.enqueue_trial(_untried(study, sweep)[0])
-            # A sampler of its own for each trial: seeded alike whether the study was interrupted before or not.
-            number = sum(_REAPED not in t.user_attrs for t in study.trials)
-            study.sampler = optuna.samplers.TPESampler(
-                multivariate=True, group=not space.flat, seed=int(canonical_hash([config.seed, number]), 16) % 2**32
-            )
-            trial = study.ask()
-            trial.set_user_attr("worker", search.worker)
-            _evaluate(study, trial, search, space, timer)
-    search.say(f"search ends: {reason}")
-    return summary(study, config)
+    sweeps = config.search.sampler == "sweep"
+    while True:
+        optuna.storages.fail_stale_trials(study)  # of workers that died: tried again
+        tally = Tally.of(study, config.latency.limit_ms)
+        if reason := used_up(tally, config):
+            return reason
+        waiting = bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        if sweeps and not waiting and not tally.at_work:
+            return f"all {tally.asked} combinations tried (search.sampler)"
+        if all_at_work(tally, config) or (sweeps and not waiting):
+            time.sleep(_WAIT_S)
+            continue
+        if tally.rejected and tally.rejected % _HINT_AFTER == 0 and (hint := nothing_fits(study, search)):
+            search.say(f"search goes on{hint}")  # early, for it takes long to find out by the budget
+        # A sampler of its own for each trial: seeded alike whether the study was interrupted before or not.
+        study.sampler = sampler(config.search.sampler, space.flat, config.seed, tally.asked, search.number)
+        trial = study.ask()
+        with alive(study, trial, search.worker):
+            _evaluate(study, trial, search, timer)
 
 
-def _check(space: SearchSpace, config: BuildConfig) -> None:
-    """What else would show only when all candidates were tried. Raises PipelineError or SpecError."""
-    size = config.select.input_size
-    if size is not None and size not in space.input_sizes:
-        searched = ", ".join(map(str, space.input_sizes))
-        raise PipelineError(
-            f"select.input_size: {size} px, but the input sizes searched are {searched}: set it to one of these, or to "
-            "null for any"
-        )
-    if config.search.sampler == "sweep" and space.size > config.search.max_asked:
-        raise PipelineError(
-            f"search.sampler: a sweep of {space.source} tries {space.size} combinations, search.max_asked is "
-            f"{config.search.max_asked}: raise it, name fewer values, or take tpe"
-        )
-    refusals = {(name, until): _refusal(name, until) for name in space.networks for until in space.cuts}
-    for name in space.networks:  # each shall have one of the cuts
-        _one_fits([refusals[name, until] for until in space.cuts])
-    for until in config.student.until or ():  # and each of those that the config names shall be one's
-        _one_fits([refusals[name, until] for name in space.networks])
+def _carried_over(search: Search) -> list[dict[str, Any]]:
+    """Of a study of another limit, host or runtime in this folder, what was trained: timed again, not trained again."""
+    records = sorted((search.folder / "trained").glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
+    known = [json.loads(r.read_text()) for r in records]
+    return [k["params"] for k in known if k.get("space") == search.space.hash and k["training"] == search.training]
 
 
-def _one_fits(refusals: list[SpecError | None]) -> None:
-    if refusals and refusals[0] and all(refusals):
-        raise refusals[0]
-
-
-def _refusal(network: str, until: str) -> SpecError | None:
-    try:
-        channels(network, until)
-    except SpecError as error:
-        return error
-    return None
-
-
-def _sweep(search: Search, space: SearchSpace, timer: CandidateTimer) -> list[dict[str, Any]]:
+def _slowest_first(search: Search, timer: Timer) -> list[dict[str, Any]]:
     """Every combination, measured: those over the limit, which cost nothing more, then the slowest of the others first,
     for more time mostly buys more F1."""
-    everything = space.combinations()
+    everything = search.space.combinations()
     search.say(f"search: {len(everything)} combinations, each is measured first")
     measured: list[tuple[float, dict[str, Any]]] = []
     for params in everything:
         try:
-            candidate = space.suggest(optuna.trial.FixedTrial(params), len(search.index.classes))
-            card = student_card(candidate.spec, search.index.classes, search.config.data.fit)
-            measured.append((timer.time(candidate.spec, card, search.config.seed)[0].p90_lower_ms, params))
+            candidate = search.space.suggest(optuna.trial.FixedTrial(params), len(search.index.classes))
+            measured.append((_timings(candidate, search, timer)[0].p90_lower_ms, params))
         except _UNFIT:  # its trial says so
             measured.append((0.0, params))
     return [params for _, params in sorted(measured, key=lambda m: -m[0])]
 
 
-def _untried(study: optuna.Study, sweep: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """In their order; one whose trial a killed process left is among them again."""
-    trials = [t for t in study.get_trials(deepcopy=False) if _REAPED not in t.user_attrs]
-    tried = [t.system_attrs.get("fixed_params", t.params) for t in trials]
-    return [params for params in sweep if params not in tried]
+def nothing_fits(study: optuna.Study, search: Search) -> str:
+    """Where no candidate has kept the limits so far: the nearest miss, and what would help; else nothing."""
+    tally = Tally.of(study, search.config.latency.limit_ms)
+    if not tally.rejected or tally.trained + tally.stopped + tally.in_training:
+        return ""
+    near = nearest_miss(summary(study, search.config)["trials"], search.config.latency.limit_ms)
+    return f"; none of {tally.rejected} candidates keeps the limits: {near}; {what_helps(own_trials(study))}"
 
 
-def _waiting(study: optuna.Study) -> bool:
-    return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+def _timings(candidate: Candidate, search: Search, timer: Timer) -> list[Timing]:
+    card = student_card(candidate.spec, search.index.classes, search.config.data.fit)
+    return timer.time(candidate.spec, card, search.config.seed)
 
 
-def summary(study: optuna.Study, config: BuildConfig) -> dict[str, Any]:
-    """Counts, and a row for each trial that was measured."""
-    done = [t for t in study.trials if t.state in _DONE]
-    trained = [t for t in done if t.state == TrialState.COMPLETE]
-    rows = [{"trial": t.number, "state": t.state.name.lower(), **t.user_attrs} for t in done]
-    return {
-        "study": study.study_name,
-        "asked": sum(_REAPED not in t.user_attrs and t.state != TrialState.WAITING for t in study.trials),
-        "rejected_untrained": sum(t.state == TrialState.PRUNED for t in done),
-        "trained": len({t.user_attrs["training"] for t in trained}),
-        "over_limit_trained": sum(t.user_attrs[_CONSTRAINT] > 0 for t in trained),
-        "limit_ms": config.latency.limit_ms,
-        "trials": rows,
-    }
-
-
-def _evaluate(
-    study: optuna.Study, trial: optuna.Trial, search: Search, space: SearchSpace, timer: CandidateTimer
-) -> None:
+def _evaluate(study: optuna.Study, trial: optuna.Trial, search: Search, timer: Timer) -> None:
     began = time.perf_counter()
-    limit_ms = search.config.latency.limit_ms
+    earlier = [t for t in own_trials(study) if t.state.is_finished()]
     try:
-        candidate = space.suggest(trial, len(search.index.classes))
-        shape = profile(candidate.spec)
-        card = student_card(candidate.spec, search.index.classes, search.config.data.fit)
-        timings = timer.time(candidate.spec, card, search.config.seed)
+        candidate = search.space.suggest(trial, len(search.index.classes))
+        spec = candidate.spec
+        shape = profile(spec)
+        same = (t for t in earlier if t.user_attrs.get("graph") == [spec.hash, spec.input_size])
+        known = next(same, None)
+        timings = [Timing(**t) for t in known.user_attrs["timings"]] if known else _timings(candidate, search, timer)
     except _UNFIT as error:
         _pass_over(study, trial, error)
         search.say(f"trial {trial.number}: cannot be built or timed: {error}")
         return
-    best = timings[0]
-    over = min(t.p90_lower_ms for t in timings) - limit_ms
-    trial.set_constraint(_CONSTRAINT, over)
+    best, over = best_form(search.config, timings, shape.params)
     measure_s = round(time.perf_counter() - began, 3)
     facts = {
-        "hash": candidate.spec.hash,
-        "input_size": candidate.spec.input_size,
+        "graph": [spec.hash, spec.input_size],
+        "input_size": spec.input_size,
         "params": shape.params,
         "macs": shape.macs,
+        "size_bytes": best.size_bytes,
+        "peak_mib": best.peak_mib,
         "latency_ms": best.p90_ms,
         "form": best.form,
         "timings": [asdict(t) for t in timings],
-        _CONSTRAINT: over,
+        "over_limit": over,
         "measure_s": measure_s,
-        "spec": candidate.spec.document(),
+        "spec": spec.document(),
         "hyper": candidate.hyper.as_dict(),
     }
+    for name, share in over.items():
+        trial.set_constraint(name, share)
     for name, value in facts.items():
         trial.set_user_attr(name, value)
     head = f"trial {trial.number}: {best.p90_ms:.2f} ms {best.form}, {shape.params / 1e3:.0f} k parameters"
-    if over > 0:
-        study.tell(trial, state=TrialState.PRUNED)
-        search.say(f"{head}: over {limit_ms:g} ms, rejected untrained in {measure_s:.1f} s")
+    if max(over.values()) > 0:
+        study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+        search.say(f"{head}: {told(over)}, rejected untrained in {measure_s:.1f} s")
         return
-    try:
-        key, f1 = _trained(candidate, search, trial.params)
-    except OutOfMemory as error:
-        _pass_over(study, trial, error)
-        search.say(f"{head}: passed over: {error}")
-        return
+    _judge(study, trial, candidate, search, best, earlier, head)
+
+
+def _judge(
+    study: optuna.Study,
+    trial: optuna.Trial,
+    candidate: Candidate,
+    search: Search,
+    best: Timing,
+    earlier: list[FrozenTrial],
+    head: str,
+) -> None:
+    """Train it, unless the same was trained before, or it proves hopeless."""
+    began = time.perf_counter()
+    config, trainer = search.config, search.trainer
+    key = trainer.key(candidate)
     trial.set_user_attr("training", key)
-    trial.set_user_attr("f1_macro", f1)
-    study.tell(trial, [f1, best.p90_ms, shape.params])
-    search.say(f"{head}: F1 {f1:.4f}, trained in {time.perf_counter() - began - measure_s:.0f} s")
+    with_curve = [t for t in earlier if "f1_by_epoch" in t.user_attrs]
+    same = next((t for t in with_curve if t.user_attrs["training"] == key), None)
+    f1: list[float] = list(same.user_attrs["f1_by_epoch"] if same else trainer.known(key) or ())
+    stopped = same is not None and same.state == TrialState.PRUNED
+    peers = [Curve(t.user_attrs["latency_ms"], tuple(t.user_attrs["f1_by_epoch"])) for t in with_curve]
+
+    def on_epoch(epoch: Epoch) -> None:
+        f1.append(epoch.f1_macro)
+        if hopeless(Curve(best.p90_ms, tuple(f1)), peers, config.search.epochs, config.search.stop):
+            raise _Hopeless
+
+    if not f1:
+        try:
+            told = Tally.of(study, config.latency.limit_ms).told(config)
+            result = trainer.train(candidate, f"trial {trial.number} ({told})", on_epoch, trial.params)
+            f1 = [e.f1_macro for e in result.history]
+            if result.diverged:
+                search.say(f"trial {trial.number}: its training ended early: {result.diverged}")
+        except _Hopeless:
+            stopped = True
+        except OutOfMemory as error:
+            _pass_over(study, trial, error)
+            search.say(f"{head}: passed over: {error}")
+            return
+    facts = {"f1_by_epoch": f1, "f1_macro": max(f1), "train_s": round(time.perf_counter() - began, 3)}
+    for name, value in facts.items():
+        trial.set_user_attr(name, value)
+    if stopped:
+        study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+        search.say(f"{head}: F1 {max(f1):.4f} after {len(f1)} epochs: stopped, behind others as fast")
+    else:
+        attach(trial, candidate.spec, search.folder)
+        study.tell(trial, [max(f1), best.p90_ms, trial.user_attrs["params"]], skip_if_finished=True)
+        search.say(f"{head}: F1 {max(f1):.4f}, trained in {facts['train_s']:.0f} s")
+    search.say(f"search: {Tally.of(study, config.latency.limit_ms).told(config)}")
+
+
+class _Hopeless(Exception):
+    """Ends the training of a candidate that its like have left behind."""
 
 
 def _pass_over(study: optuna.Study, trial: optuna.Trial, error: Exception) -> None:
     trial.set_user_attr("error", str(error))
-    study.tell(trial, state=TrialState.FAIL)
-
-
-def _trained(candidate: Candidate, search: Search, params: dict[str, Any]) -> tuple[str, float]:
-    """(key, macro F1 on val of the best epoch), from the record where the same was trained before."""
-    what = [candidate.spec.hash, candidate.spec.input_size, candidate.hyper.as_dict(), search.training]
-    key = canonical_hash(what)
-    record = search.folder / "trained" / f"{key}.json"
-    if record.is_file():
-        return key, json.loads(record.read_text())["f1_macro"]
-    config, hyper = search.config, candidate.hyper
-    arrays = _subset(search.arrays_for(candidate.spec), config.search.subset, config.seed)
-    learnt = is_pretrained(candidate.spec, config.student.weights)
-    recipe = Recipe(
-        config.search.epochs,
-        hyper.optimizer,
-        hyper.learning_rate,
-        hyper.batch,
-        Augment(n_select=hyper.n_select),
-        balance=config.data.balance,
-        pretrained=learnt,
-        fit_classifier=learnt,
-        ema=candidate.spec.network is not None,
-        reduced=bf16_pays(large=False),
-    )
-    with training_bar("search: a candidate") as on_step:
-        result = fit(
-            search.begin(candidate.spec), arrays, recipe, config.seed, len(search.index.classes), on_step=on_step
-        )
-    if result.diverged:
-        search.say(f"a candidate's training ended early: {result.diverged}")
-    record.parent.mkdir(exist_ok=True)
-    write_json(
-        record,
-        {
-            "f1_macro": result.best.f1_macro,
-            "fit": result.record(),
-            "space": search.space.hash,
-            "training": search.training,
-            "params": params,
-        },
-    )
-    return key, result.best.f1_macro
-
-
-def _subset(arrays: Arrays, share: float, seed: int) -> Arrays:
-    """So much of each class of the training images, one at the least; validation stays whole."""
-    if share >= 1:
-        return arrays
-    rng, labels = np.random.default_rng(seed), arrays.train_labels
-    mixed = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
-    part = np.sort(np.concatenate([rows[: max(1, round(share * len(rows)))] for rows in mixed]))
-    return replace(arrays, train=Rows(arrays.train, part), train_labels=labels[part])
-
-
-def _budget_used(study: optuna.Study, config: BuildConfig, sweep: list[dict[str, Any]] | None) -> str | None:
-    """Why the search is over, or None. Time counts over all sessions of the study. sweep: all that are to be tried."""
-    trials = [t for t in study.trials if t.state.is_finished() and _REAPED not in t.user_attrs]
-    trained = {t.user_attrs["training"] for t in trials if t.state == TrialState.COMPLETE}
-    spent = sum((t.duration or timedelta() for t in trials), timedelta())
-    if len(trained) >= config.search.trials:
-        return f"{len(trained)} candidates trained (search.trials)"
-    if sweep is not None and not _waiting(study) and not _untried(study, sweep):
-        return f"all {len(sweep)} combinations tried (search.sampler)"
-    if len(trials) >= config.search.max_asked:
-        return f"{len(trials)} candidates asked for (search.max_asked)"
-    if spent >= timedelta(minutes=config.search.max_minutes):
-        return f"{spent.total_seconds() / 60:.1f} minutes spent (search.max_minutes)"
-    return None
-
-
-def _open_study(search: Search) -> optuna.Study:
-    import sqlalchemy
-
-    search.folder.mkdir(parents=True, exist_ok=True)
-    quiet_optuna()
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    url = search.config.search.storage or f"sqlite:///{search.folder / 'study.db'}"
-    try:
-        shown = sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
-        storage = optuna.storages.RDBStorage(url)
-        return optuna.create_study(
-            study_name=search.study_name,
-            storage=storage,
-            directions=["maximize", "minimize", "minimize"],
-            load_if_exists=True,
-        )
-    except sqlalchemy.exc.ArgumentError as error:
-        raise PipelineError("search.storage: no database URL; expected one like sqlite:///study.db") from error
-    except (sqlalchemy.exc.OperationalError, ImportError) as error:
-        reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
-        raise EnvironmentProblem(f"search.storage: {shown}: cannot be opened: {reason}") from error
-
-
-def quiet_optuna() -> None:
-    """Its own lines about studies and trials; ours say more."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def _reap(study: optuna.Study, worker: str) -> None:
-    """Trials that a killed process of this run left RUNNING; the next trial draws the same again."""
-    for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if left.user_attrs.get("worker", worker) == worker:
-            trial = optuna.trial.Trial(study, left._trial_id)
-            trial.set_user_attr(_REAPED, True)
-            study.tell(trial, state=TrialState.FAIL)
-
-
-def _carry_over(study: optuna.Study, search: Search) -> None:
-    """A new study (another limit, host or runtime) begins with what was trained: timed again, not trained again."""
-    if study.trials:
-        return
-    for record in sorted((search.folder / "trained").glob("*.json"), key=lambda p: p.stat().st_mtime_ns):
-        known = json.loads(record.read_text())
-        if known["space"] == search.space.hash and known["training"] == search.training:
-            study.enqueue_trial(known["params"])
-
-
-def nearest_miss(result: dict[str, Any]) -> str:
-    """For a search in which nothing kept the limit: what came nearest."""
-    rows: list[dict[str, Any]] = [r for r in result["trials"] if "latency_ms" in r]
-    if not rows:
-        return "no candidate could be measured"
-    near = min(rows, key=lambda r: r["latency_ms"])
-    return (
-        f"the nearest of {len(rows)} measured candidates takes {near['latency_ms']:.3f} ms ({near['form']}, trial "
-        f"{near['trial']}, {near['params']} parameters, {near['macs'] / 1e6:.0f} MMAC, {near['input_size']} px) "
-        f"against a limit of {result['limit_ms']:g} ms"
-    )
+    study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)

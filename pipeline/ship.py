@@ -24,6 +24,7 @@ from pipeline.checkpoint import load_checkpoint, restore
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.find import load_index
+from pipeline.limits import shipped_over
 from pipeline.score import score
 from pipeline.stages import Run, Stage
 
@@ -107,6 +108,7 @@ def _gate_inputs(run: Run) -> dict[str, Any]:
         "threads": latency.threads,
         "data": load_index(run).hash,
         "submission": run.config.submission.model_dump(),
+        "limits": run.config.limits.model_dump(),
     }
 
 
@@ -116,9 +118,12 @@ def _gate(run: Run, work: Path) -> dict[str, Any]:
         artifact.subject(latency.threads), latency.limit_ms, latency.processes, machine=run.machine
     )
     write_json(work / "measurement.json", measurement.as_dict())
-    reasons = list(verdict.reasons)
+    spec, _, _ = load_checkpoint(_checkpoint(run))
+    peak_mib = measurement.summary()["peak_mib"]
+    over = shipped_over(run.config, profile(spec).params, artifact.size_bytes, peak_mib)
+    reasons = [*verdict.reasons, *over]
     submission = _submission(run, artifact)
-    verdicts = [verdict.verdict]
+    verdicts = [verdict.verdict, *(["fail"] if over else [])]
     if submission["limit_s"] is not None:
         verdicts.append(submission.pop("verdict"))
         reasons += submission.pop("reasons")

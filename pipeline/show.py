@@ -83,21 +83,71 @@ def show_result(result: dict[str, Any], folder: Path) -> None:
     put(f"record: {folder / 'result.json'}")
 
 
+def show_search(result: dict[str, Any]) -> None:
+    for key, value in result.items():
+        if key != "proxy":
+            put(f"{key}: {value}")
+    if "proxy" in result:
+        show_proxy(result["proxy"])
+
+
+def show_proxy(found: dict[str, Any]) -> None:
+    table = new_table(
+        f"the short training ({found['short_epochs']} epochs, {found['short_subset']:.0%} of the photos) beside one in "
+        f"full ({found['full_epochs']} epochs)",
+        "trial",
+        "F1, short",
+        "F1, in full",
+    )
+    for pair in found["pairs"]:
+        table.add_row(str(pair["trial"]), f"{pair['short']:.4f}", f"{pair['full']:.4f}")
+    rank = found["rank"]
+    put(
+        table,
+        f"correlation of the ranks: Spearman {rank['spearman']:.2f} (95 %: {rank['low']:.2f} to {rank['high']:.2f}), "
+        f"Kendall {rank['kendall']:.2f}",
+        f"the same candidate with other seeds: F1 differs by {found['repeat_sd']:.4f} (standard deviation); between "
+        f"these candidates by {found['short_sd_between_candidates']:.4f}",
+    )
+
+
+def show_narrowed(result: dict[str, Any]) -> None:
+    shares, changes = result["shares"], {c["name"]: c for c in result["changes"]}
+    title = (
+        f"what each objective hangs on (PED-ANOVA; latency and parameters over {result['measured']} measured "
+        f"candidates, F1 over {result['trained']} trained)"
+    )
+    table = new_table(title, "parameter", *shares, "the best have", "round 2", "why")
+    most = {name: max(s.get(name, 0.0) for s in shares.values()) for name in result["regions"]}
+    for name in sorted(most, key=lambda n: -most[n]):
+        change = changes.get(name, {"choice": "", "reason": ""})
+        figures = (f"{s[name]:.1%}" if name in s else "-" for s in shares.values())
+        table.add_row(name, *figures, result["regions"][name], str(change["choice"]), change["reason"])
+    put(table, f"round 2 begins with {len(result['start'])} of the best -> {result['config']}")
+
+
 def show_choice(summary: dict[str, Any]) -> None:
     if summary["trial"] is None:
         found = summary["measurement"]
         put(f"named by the config: p90 {ms(found['latency_ms'])} ms ({found['form']}) -> {summary['student']}")
         return
-    table = new_table(
-        "trained candidates (* on the Pareto front)", "trial", "F1", "p90 ms", "parameters", "px", "why not"
-    )
-    for row in summary["table"]:
+    rows = summary["table"]
+    reckoned = {"submission_s": "submission s", "score": "score"}
+    extra = {key: title for key, title in reckoned.items() if key in rows[0]}
+    title = "trained candidates (* on the Pareto front; p90 of N fresh processes, else as the search saw it)"
+    columns = ("trial", "F1", "p90 ms", "N", "form", "parameters", "kB", "px", *extra.values(), "why not")
+    table = new_table(title, *columns)
+    for row in rows:
         table.add_row(
             f"{row['trial']}{' *' if row['pareto'] else ''}",
             f"{row['f1_macro']:.4f}",
             ms(row["latency_ms"]),
-            str(row["params"]),
+            str(row["processes"] or "-"),
+            row["form"],
+            f"{row['params']:,}",
+            f"{row['size_bytes'] / 1e3:.0f}",
             str(row["input_size"]),
+            *(f"{row[key]:.4g}" for key in extra),
             row["reason"] or "chosen",
         )
     put(table, f"trial {summary['trial']} -> {summary['student']}")

@@ -40,12 +40,22 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Crew:
+    """Who searches: so many workers of Ray, on the cluster at an address or on this machine. Without either: this
+    process alone."""
+
+    workers: int | None = None
+    ray: str | None = None
+
+
+@dataclass(frozen=True)
 class Run:
-    """A run folder and the config it is run with."""
+    """A run folder and the config it is run with. crew: no part of the config, for it changes no result's meaning."""
 
     folder: Path
     config: BuildConfig
     say: Say
+    crew: Crew = Crew()
 
     @cached_property
     def machine(self) -> Machine:

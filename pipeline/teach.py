@@ -25,12 +25,13 @@ from pipeline.answers import Finished
 from pipeline.config import Teacher
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
-from pipeline.find import load_arrays, load_index, load_student, online, weights_key
+from pipeline.find import load_arrays, load_index, online, weights_key
 from pipeline.inputs import bf16_pays
 from pipeline.live import training_bar
 from pipeline.progress import Epoch
-from pipeline.search import quiet_optuna
+from pipeline.select import load_student
 from pipeline.stages import SCRATCH, Run, Stage
+from pipeline.study import alive, database_url, open_study, take_up
 from pipeline.train import Fit, Recipe, fit
 
 CHECKPOINTS = f"{SCRATCH}/checkpoints"
@@ -113,26 +114,19 @@ def load_teacher(run: Run) -> Finished:
 
 def _teach(run: Run, work: Path) -> dict[str, Any]:
     check_origin(run)
-    quiet_optuna()
     folder = _study_folder(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        study_name="teacher",
-        storage=f"sqlite:///{folder / 'tuning.db'}",
-        direction="maximize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=2),
-        load_if_exists=True,
-    )
-    for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # by a killed process
-        study.tell(left.number, state=TrialState.FAIL)
-        study.enqueue_trial(left.system_attrs.get("fixed_params", {}) | left.params)
+    study = open_study(database_url(None, folder, "tuning.db"), "teacher", ("maximize",), ("macro F1",))
+    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=2)
+    take_up(study, run.worker)
     if not study.trials:
         study.enqueue_trial(_own(run))
     while sum(t.state.is_finished() and t.state != TrialState.FAIL for t in study.trials) < run.config.teacher.trials:
         finished = sum(t.state != TrialState.FAIL for t in study.trials)
         seed = int(canonical_hash([run.config.seed, finished]), 16) % 2**32
         study.sampler = optuna.samplers.TPESampler(multivariate=True, seed=seed, n_startup_trials=4)
-        _try(run, folder, study, study.ask())
+        trial = study.ask()
+        with alive(study, trial, run.worker):
+            _try(run, folder, study, trial)
     best = study.best_trial
     trials = [{"params": t.params, "f1_macro": t.value, "state": t.state.name.lower()} for t in study.trials]
     record = json.loads((folder / _RECORD).read_text()) | {"trials": trials}

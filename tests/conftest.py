@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.board import board, ssh_server
+from tests.postgres import postgres
 
-__all__ = ["board", "ssh_server"]
+__all__ = ["board", "postgres", "ssh_server"]
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

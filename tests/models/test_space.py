@@ -189,3 +189,26 @@ def test_a_wrong_space_is_refused(case, tmp_path):
 def test_an_unknown_space_names_the_known_ones():
     with pytest.raises(SpecError, match=r"no shipped one of that name \(did you mean 'lineage'\?\); shipped: cpu"):
         SearchSpace.load("linage")
+
+
+def test_the_config_may_replace_any_choice_by_its_name():
+    space = SearchSpace.load("lineage", values={"m5/type": ["Conv", "Pass"], "m4/stride": [2], "batch": 16})
+    assert space.choices["m5/type"] == ["Conv", "Pass"]
+    assert "batch" not in space.choices
+    stride = next(m for m in space.document["modules"] if m["name"] == "m4")["params"]["stride"]
+    assert stride == {"choices": [2], "two_if": 1}  # what else is said of it stays
+    assert space.hash != SearchSpace.load("lineage").hash
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"m5/typ": ["Conv"]}, "no parameter 'm5/typ' (did you mean 'm5/type'?)"),
+        ({"m5/type": ["Fire"]}, "type 'Fire' has no entry in layers"),
+        ({"m5/type": []}, "an empty list leaves nothing to choose"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_refused(values, text):
+    with pytest.raises(SpecError) as caught:
+        SearchSpace.load("lineage", values=values)
+    assert text in str(caught.value)

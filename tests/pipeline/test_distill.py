@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from models.spec import ModelSpec
-from pipeline import distill, find, teach
+from pipeline import distill, find, select, teach
 from pipeline.config import load_config
 from pipeline.losses import class_weights
 from pipeline.stages import open_run, perform
@@ -111,7 +111,7 @@ def test_without_a_teacher_each_epoch_has_views_of_its_own(share, views, run, tm
 
     monkeypatch.setattr(distill, "fit", fit)
     spec = ModelSpec.parse({**ModelSpec.load("cpu_small").with_classes(3).document(), "INPUT_SIZE": [64, 64]})
-    distill.train_student(configured(run, weight=share), spec, find._named_hyper(run), tmp_path)
+    distill.train_student(configured(run, weight=share), spec, select._named_hyper(run), tmp_path)
     assert [recipe.views for recipe in recipes] == [views]
 
 
@@ -130,7 +130,9 @@ def test_a_named_network_that_has_learnt_before_learns_more_slowly(model, weight
 
     def rate_of(**more):
         student = run.config.student.model_copy(update={"model": str(model), "weights": weights, **more})
-        return find._named_hyper(replace(run, config=run.config.model_copy(update={"student": student}))).learning_rate
+        return select._named_hyper(
+            replace(run, config=run.config.model_copy(update={"student": student}))
+        ).learning_rate
 
     assert rate_of() == rate
     assert rate_of(learning_rate=0.5) == 0.5

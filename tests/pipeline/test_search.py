@@ -4,15 +4,13 @@ import re
 from dataclasses import replace
 
 import numpy as np
-import optuna
 import pytest
-from optuna.trial import TrialState
 
 from export.errors import ExportError
 from latency.measure import WarmTimer
 from models.language import SpecError
 from models.spec import ModelSpec
-from pipeline import measured, search
+from pipeline import measured, short
 from pipeline.checkpoint import student_card
 from pipeline.config import load_config
 from pipeline.errors import OutOfMemory, PipelineError
@@ -99,7 +97,7 @@ def test_a_search_of_which_nothing_could_be_chosen_is_refused_before_it_begins(s
 
 
 def test_a_candidate_too_large_for_the_memory_ends_no_search(tiny, tmp_path, monkeypatch):
-    own, calls, said = search.fit, [], []
+    own, calls, said = short.fit, [], []
 
     def fit(*args, **more):
         calls.append(args)
@@ -107,34 +105,43 @@ def test_a_candidate_too_large_for_the_memory_ends_no_search(tiny, tmp_path, mon
             raise OutOfMemory("out of memory in training with a batch of 32 images; one of 4 fits")
         return own(*args, **more)
 
-    monkeypatch.setattr(search, "fit", fit)
+    monkeypatch.setattr(short, "fit", fit)
     with open_run(tmp_path / "run", load_config(tiny, ["search.trials=1"]), said.append) as run:
         done = run_one("search", run)
     assert any("k parameters: passed over: out of memory in training with a batch of 32" in line for line in said)
     assert (done.summary["trained"], len(calls)) == (1, 2)
 
 
-def test_a_sweep_tries_again_first_what_a_killed_process_was_at():
-    study = optuna.create_study()
-    sweep = [{"x": 1, "y": "a"}, {"x": 2, "y": "a"}, {"x": 3, "y": "a"}]
-    for params in sweep[:2]:
-        study.enqueue_trial(params)
-        trial = study.ask()
-        trial.suggest_int("x", 1, 3)  # no further than that
-        study.tell(trial, state=TrialState.PRUNED) if params["x"] == 1 else trial.set_user_attr("worker", "me")
-    assert search._untried(study, sweep) == sweep[2:]
-    search._reap(study, "me")
-    assert search._untried(study, sweep) == sweep[1:]
-    study.enqueue_trial(sweep[1])
-    assert search._untried(study, sweep) == sweep[2:]
+def test_a_sweep_goes_on_with_what_is_left_of_it(tiny, tmp_path, monkeypatch):
+    """Killed in the first training: that one is tried again, and none of the others is planned twice."""
+    settings = ["search.space=pretrained", "search.sampler=sweep", "student.weights=none", "search.input_sizes=[32]"]
+    settings += ["student.network=mobilenetv3_small_050", "student.until=[blocks.1]", "search.trials=9"]
+    own, calls = short.fit, []
+
+    class Killed(Exception):
+        pass
+
+    def fit(*args, **more):
+        calls.append(args)
+        if len(calls) == 1:
+            raise Killed
+        return own(*args, **more)
+
+    monkeypatch.setattr(short, "fit", fit)
+    with open_run(tmp_path / "run", load_config(tiny, settings), print) as run:
+        with pytest.raises(Killed):
+            run_one("search", run)
+        done = run_one("search", run)
+    assert (done.summary["asked"], done.summary["trained"]) == (6, 4)  # three of six have no neck, and are one
+    assert len(calls) == 5
 
 
 def test_a_sweep_without_end_is_refused(tiny, tmp_path):
-    settings = ["search.space=pretrained", "search.sampler=sweep", "search.max_asked=19", "student.weights=none"]
+    settings = ["search.space=pretrained", "search.sampler=sweep", "search.max_asked=119", "student.weights=none"]
     sizes = ["search.input_sizes=[32, 48, 64, 96, 128]"]
     with (
         open_run(tmp_path / "run", load_config(tiny, settings + sizes), print) as run,
-        pytest.raises(PipelineError, match=r"tries 20 combinations, search\.max_asked is 19: raise it"),
+        pytest.raises(PipelineError, match=r"tries 120 combinations, search\.max_asked is 119: raise it"),
     ):
         run_one("search", run)
 
@@ -143,9 +150,9 @@ def test_a_share_of_the_training_images_has_some_of_each_class():
     labels = np.repeat([0, 1, 2, 3], [1000, 100, 4, 1])
     images = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
     whole = Arrays(images, labels, images[:1], labels[:1], (0.0,) * 3, (1.0,) * 3)
-    part = search._subset(whole, 0.1, seed=3)
+    part = short.part_of(whole, 0.1, seed=3)
     assert np.bincount(part.train_labels).tolist() == [100, 10, 1, 1]
     rows = np.array([5, 0, 111])
     assert (part.train[rows] == images[part.train.chosen[rows]]).all()
     assert (labels[part.train.chosen] == part.train_labels).all()
-    assert search._subset(whole, 1.0, seed=3) is whole
+    assert short.part_of(whole, 1.0, seed=3) is whole

@@ -1,0 +1,80 @@
+"""The search space of a config, and what of it can be refused before a search begins."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from models.joined import SPACE, JoinedSpace
+from models.language import SpecError, nearest
+from models.pretrained import channels
+from models.space import SearchSpace
+from pipeline.config import BuildConfig
+from pipeline.errors import PipelineError
+
+
+def search_space(config: BuildConfig) -> JoinedSpace:
+    """Raises SpecError."""
+    names = (config.search.space,) if isinstance(config.search.space, str) else config.search.space
+    stages = {"network": config.student.network and [config.student.network], "until": config.student.until}
+    wanted = {k: v for k, v in stages.items() if v}
+    plain = [SearchSpace.load(name) for name in names]
+    if wanted and len(plain) > 1 and not any(p.networks for p in plain):
+        raise SpecError(f"student.{next(iter(wanted))}: no search space given begins with a network of timm")
+    own = [
+        {k.removeprefix(f"{p.name}/"): v for k, v in config.search.values.items() if _is_of(k, p, plain)} for p in plain
+    ]
+    _all_used(config.search.values, plain)
+    return JoinedSpace(
+        tuple(
+            SearchSpace.load(n, config.search.input_sizes, wanted if p.networks or len(plain) == 1 else None, values)
+            for n, p, values in zip(names, plain, own, strict=True)
+        ),
+    )
+
+
+def _is_of(key: str, part: SearchSpace, parts: Sequence[SearchSpace]) -> bool:
+    return len(parts) == 1 or key.startswith(f"{part.name}/")
+
+
+def _all_used(values: Mapping[str, Any], parts: Sequence[SearchSpace]) -> None:
+    prefixes = [f"{p.name}/" for p in parts]
+    for key in values:
+        if len(parts) > 1 and not key.startswith(tuple(prefixes)):
+            raise SpecError(
+                f"search.values: {key!r} is of none of the spaces; of several, each parameter has its space before it: "
+                f"{', '.join(prefixes)}{nearest(key, [SPACE])}"
+            )
+
+
+def check_space(space: JoinedSpace, config: BuildConfig) -> None:
+    """What else would show only when all candidates were tried. Raises PipelineError or SpecError."""
+    size = config.select.input_size
+    if size is not None and size not in space.input_sizes:
+        searched = ", ".join(map(str, space.input_sizes))
+        raise PipelineError(
+            f"select.input_size: {size} px, but the input sizes searched are {searched}: set it to one of these, or to "
+            "null for any"
+        )
+    if config.search.sampler == "sweep" and space.size > config.search.max_asked:
+        raise PipelineError(
+            f"search.sampler: a sweep of {space.source} tries {space.size} combinations, search.max_asked is "
+            f"{config.search.max_asked}: raise it, name fewer values, or take tpe"
+        )
+    for part in space.parts:
+        refusals = {(name, until): _refusal(name, until) for name in part.networks for until in part.cuts}
+        for name in part.networks:  # each shall have one of the cuts
+            _one_fits([refusals[name, until] for until in part.cuts])
+        for until in (config.student.until or ()) if part.networks else ():  # and each that is named shall be one's
+            _one_fits([refusals[name, until] for name in part.networks])
+
+
+def _one_fits(refusals: list[SpecError | None]) -> None:
+    if refusals and refusals[0] and all(refusals):
+        raise refusals[0]
+
+
+def _refusal(network: str, until: str) -> SpecError | None:
+    try:
+        channels(network, until)
+    except SpecError as error:
+        return error
+    return None

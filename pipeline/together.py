@@ -1,0 +1,336 @@
+"""A search by several workers, placed by Ray: on the cores of this machine, or on the nodes of a cluster.
+
+Each worker is the loop of `pipeline.search`, with the study as the only state that they share: it draws, has its
+candidate timed, trains, tells. A timing is a task of Ray that only a node with the resource TARGET takes, one at a
+time; when a node dies, the task is done again on another. A worker that dies is started again by Ray, and what it had
+in hand is tried again. Photos and weights come from the machine that started the search.
+"""
+
+import contextlib
+import os
+import pickle
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from optuna.trial import TrialState
+
+from export.all_in import MODULES
+from export.artifact import ModelCard
+from latency.host import KEYS, this_host, version_of
+from latency.target import machine_of
+from models.pretrained import Normalisation
+from models.spec import ModelSpec
+from pipeline.checkpoint import pixels
+from pipeline.config import BuildConfig
+from pipeline.data import Index
+from pipeline.errors import EnvironmentProblem, PipelineError
+from pipeline.find import begin, load_arrays, load_index, open_search
+from pipeline.inputs import Arrays
+from pipeline.measured import CandidateTimer, Timing
+from pipeline.search import Search, candidate_timer, nothing_fits, prepare, work
+from pipeline.stages import Run
+from pipeline.study import take_up
+from pipeline.tally import Tally, summary, used_up
+
+TARGET = "edgebuild_target"
+"""The custom resource of the nodes that may time: 1 each."""
+_LOOK_S, _CONNECT_S = 1.0, 10
+
+
+def search_together(run: Run) -> dict[str, Any]:
+    """As `pipeline.search.run_search`. Raises PipelineError."""
+    try:
+        import ray
+    except ImportError as error:
+        raise EnvironmentProblem("--workers and --ray need Ray: pip install 'edgebuild[ray]'") from error
+    if run.crew.ray is not None and (run.config.search.storage or "sqlite").startswith("sqlite"):
+        raise PipelineError(
+            "search.storage: a study that several machines share needs a database server, such as "
+            "postgresql://user@host/database; SQLite is a file on this one"
+        )
+    with _cluster(ray, run.crew.ray):
+        return _search_on(ray, run)
+
+
+@contextlib.contextmanager
+def _cluster(ray: ModuleType, address: str | None) -> Iterator[None]:
+    """A cluster that is there, or one of this machine alone, on loopback, for as long as this lasts."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    own: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "resources": {TARGET: 1}, "include_dashboard": False}
+    try:
+        _answers(address)
+        ray.init(
+            address=address or "local",
+            runtime_env={"env_vars": {"EDGEBUILD_DEVICE": os.environ.get("EDGEBUILD_DEVICE", "auto")}},
+            log_to_driver=False,
+            logging_level="ERROR",
+            **({} if address else own),
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EnvironmentProblem(f"--ray {address or '(this machine)'}: no cluster of Ray answers: {told}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _answers(address: str | None) -> None:
+    """Ray itself asks for minutes. Raises OSError, or ValueError for a port that is none."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+
+
+def _search_on(ray: ModuleType, run: Run) -> dict[str, Any]:
+    near = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    placed: dict[str, Any] = {"resources": {TARGET: 1}}
+    if run.config.target != "local":
+        placed = {"scheduling_strategy": near}  # it is reached from here, and a lock there keeps timings apart
+    origin = Origin(run.config, run.folder, run.worker, run.host.key)
+    _check_targets(ray, run)
+    references = ray.get(ray.remote(_references).options(num_cpus=0, **placed).remote(origin))
+    timer = RayTimer(ray.remote(_time).options(num_cpus=0, max_retries=-1, **placed), origin, references)
+    search = open_search(run)
+    study = prepare(search, timer)
+    home = ray.remote(Home).options(num_cpus=0, scheduling_strategy=near).remote(origin)
+    given = ray.put(Given(search.index, search.weights, _weights(search)))
+    count = run.crew.workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // 2)
+    share = _share(ray, count, os.environ.get("EDGEBUILD_DEVICE", "auto"))
+    run.say(f"search: {count} workers of {', '.join(f'{v:g} {k}' for k, v in share.items())}")
+    kind = ray.remote(SearchWorker).options(max_restarts=-1, max_task_retries=-1, **share)
+    workers = [kind.remote(origin, number, timer, home, given) for number in range(count)]
+    reason = _watch(ray, run, study, home, [w.work.remote() for w in workers])
+    run.say(f"search ends: {reason}{nothing_fits(study, search)}")
+    return summary(study, run.config)
+
+
+def _watch(ray: ModuleType, run: Run, study: optuna.Study, home: Any, at_work: list[Any]) -> str:
+    """Pass on what the workers say until they are done; why they are."""
+    reason, told = "", False
+    while at_work:
+        done, at_work = ray.wait(at_work, timeout=_LOOK_S)
+        for line in ray.get(home.take_lines.remote()):
+            run.say(line)
+        for ref in done:
+            try:
+                reason = ray.get(ref)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+        over = used_up(Tally.of(study, run.config.latency.limit_ms), run.config)
+        if over and not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            return over  # whoever is still asked for has lost its node and cannot be placed again
+        if not told and run.config.target == "local" and not _targets(ray):
+            told = True
+            run.say(f"search: no node with {TARGET} is left: timings wait until one joins the cluster")
+    return reason
+
+
+def _targets(ray: ModuleType) -> list[dict[str, Any]]:
+    return [n for n in ray.nodes() if n["Alive"] and n["Resources"].get(TARGET, 0) >= 1]
+
+
+def _check_targets(ray: ModuleType, run: Run) -> None:
+    """Nodes that may time must be what the gate will time on. Raises EnvironmentProblem."""
+    if run.config.target != "local":
+        return
+    nodes = _targets(ray)
+    if not nodes:
+        raise EnvironmentProblem(
+            f"--ray {run.crew.ray}: no node of the cluster has the resource {TARGET}, so there is nowhere to time: "
+            f"start one on the target with ray start --address={run.crew.ray} --resources '{{\"{TARGET}\": 1}}'"
+        )
+    affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    for node in nodes:
+        there = affinity(node["NodeID"], soft=False)
+        host, version = ray.get(ray.remote(_about).options(num_cpus=0, scheduling_strategy=there).remote())
+        ours = run.host.as_dict()
+        different = [k for k in KEYS if host[k] != ours[k]]
+        if different:
+            raise EnvironmentProblem(
+                f"--ray {run.crew.ray}: the node {node['NodeManagerAddress']} has the resource {TARGET}, but is no "
+                f"host like this one, on which the gate times: {', '.join(different)} differ; start the search "
+                "on such a node, or give the board as target: ssh://..."
+            )
+        if version != version_of("edgebuild"):
+            raise EnvironmentProblem(
+                f"--ray {run.crew.ray}: the node {node['NodeManagerAddress']} has edgebuild {version}, this machine "
+                f"{version_of('edgebuild')}: install the same"
+            )
+
+
+def _share(ray: ModuleType, count: int, device: str) -> dict[str, float]:
+    """What of the cluster each worker has."""
+    able = ray.cluster_resources()
+    cpus = able.get("CPU", 1) / count
+    largest = max(n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"])
+    gpus = able.get("GPU", 0) / count if device != "cpu" else 0
+    share = {"num_cpus": min(float(int(cpus)), largest) if cpus >= 1 else cpus}
+    return share | ({"num_gpus": min(1.0, gpus)} if gpus else {})
+
+
+def _about() -> tuple[dict[str, Any], str | None]:
+    return this_host().as_dict(), version_of("edgebuild")
+
+
+# --- what runs elsewhere ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The search as it was started, and where; worker: the identity of its run folder."""
+
+    config: BuildConfig
+    folder: Path
+    worker: str
+    host_key: str
+
+    def studies(self) -> Path:
+        """Where records lie: in the run folder where this is its machine, else in a folder that goes with this
+        process; what counts is in the study."""
+        identity = self.folder / ".id"
+        here = identity.is_file() and identity.read_text() == self.worker
+        return self.folder / "study" if here else Path(_scratch().name)
+
+
+@cache
+def _scratch() -> Any:
+    return tempfile.TemporaryDirectory(prefix="edgebuild-")
+
+
+_timers: dict[bytes, CandidateTimer] = {}
+"""Of this process, with the warm processes that they keep."""
+
+
+def _timer(origin: Origin, references: dict[str, float] | None = None) -> CandidateTimer:
+    key = pickle.dumps((origin, references))
+    if key not in _timers:
+        machine = machine_of(origin.config.target, MODULES)
+        _timers[key] = candidate_timer(origin.config, origin.studies(), machine, references)
+    return _timers[key]
+
+
+def _references(origin: Origin) -> dict[str, float]:
+    return _timer(origin).references()
+
+
+def _time(origin: Origin, references: dict[str, float], spec: dict[str, Any], card: str, seed: int) -> list[Timing]:
+    return _timer(origin, references).time(ModelSpec.parse(spec), ModelCard.from_json(card), seed)
+
+
+@dataclass(frozen=True)
+class RayTimer:
+    """A timer whose work is done wherever the cluster has a target. references: see CandidateTimer; of the first node,
+    so that all count in the same milliseconds."""
+
+    task: Any
+    origin: Origin
+    references: dict[str, float]
+
+    def time(self, spec: ModelSpec, card: ModelCard, seed: int) -> list[Timing]:
+        import ray
+
+        asked = self.task.remote(self.origin, self.references, spec.document(), card.to_json(), seed)
+        try:
+            found: list[Timing] = ray.get(asked)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        return found
+
+
+class Home:
+    """On the machine where the search was started: the photos, decoded, and what the workers say."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._run = Run(origin.folder, origin.config, print)
+        self._index = load_index(self._run)
+        self._arrays: dict[int, dict[str, Any]] = {}
+        self._lines: list[str] = []
+
+    def arrays(self, size: int) -> dict[str, Any]:
+        """Of Arrays: references to what lies in the object store, which each node fetches once."""
+        import ray
+
+        if size not in self._arrays:
+            found = load_arrays(self._run, self._index, size, Normalisation((), ()))
+            parts = {k: np.asarray(getattr(found, k)) for k in ("train", "train_labels", "val", "val_labels")}
+            self._arrays[size] = {k: ray.put(v) for k, v in parts.items()}
+        return self._arrays[size]
+
+    def tell(self, line: str) -> None:
+        self._lines.append(line)
+
+    def take_lines(self) -> list[str]:
+        lines, self._lines = self._lines, []
+        return lines
+
+
+@dataclass(frozen=True)
+class Given:
+    """What every worker has from the machine where the search was started. weights: of the network that students begin
+    with, as a file's bytes, where it is a file."""
+
+    index: Index
+    weights_key: str
+    weights: bytes | None
+
+
+def _weights(search: Search) -> bytes | None:
+    weights = search.config.student.weights
+    return None if weights in ("hub", "none") or not search.space.networks else Path(weights).read_bytes()
+
+
+class SearchWorker:
+    """One worker; when Ray starts it again, it takes up what it had in hand."""
+
+    def __init__(self, origin: Origin, number: int, timer: RayTimer, home: Any, given: Given) -> None:
+        import ray
+
+        self._timer, self._home = timer, home
+        self._arrays: dict[int, dict[str, Any]] = {}
+        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+        torch.set_num_threads(max(1, int(cpus)))
+        config = origin.config
+        if given.weights is not None:
+            file = Path(_scratch().name) / f"{given.weights_key}.safetensors"
+            file.write_bytes(given.weights)
+            config = config.model_copy(update={"student": config.student.model_copy(update={"weights": str(file)})})
+        say = self._home.tell.remote
+        run = Run(origin.folder, config, say)
+        self._search = Search(
+            config,
+            given.index,
+            self._arrays_for,
+            lambda spec, seed: begin(run, spec, seed),
+            given.weights_key,
+            origin.studies(),
+            origin.host_key,
+            f"{origin.worker}/{number}",
+            say,
+            number,
+        )
+
+    def work(self) -> str:
+        study = self._search.open()
+        take_up(study, self._search.worker)
+        return work(self._search, study, self._timer)
+
+    def _arrays_for(self, spec: ModelSpec) -> Arrays:
+        import ray
+
+        size, norm = spec.input_size, pixels(spec)
+        if size not in self._arrays:
+            found = ray.get(self._home.arrays.remote(size))
+            self._arrays[size] = dict(zip(found, ray.get(list(found.values())), strict=True))
+        return Arrays(**self._arrays[size], mean=norm.mean, std=norm.std)

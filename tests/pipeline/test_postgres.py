@@ -1,0 +1,94 @@
+"""A study in PostgreSQL: a real server on loopback."""
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from pipeline.errors import EnvironmentProblem, PipelineError
+from pipeline.study import database_url, open_study, take_up
+
+ARGS = (("maximize", "minimize"), ("F1", "ms"))
+SECRET = re.compile(r"pass(%3A|:)word")
+
+
+def opened(url, name, meaning=None):
+    return open_study(database_url(url, None), name, *ARGS, meaning)
+
+
+def test_two_who_mean_another_thing_by_a_trial_are_refused(postgres):
+    opened(postgres, "same", {"space": "a"})
+    opened(postgres, "same", {"space": "a"})
+    with pytest.raises(PipelineError, match="the study 'same' was begun with another space"):
+        opened(postgres, "same", {"space": "b"})
+
+
+def test_trials_of_many_workers_at_once_are_all_kept(postgres):
+    def work(number):
+        study = opened(postgres, "many")
+        for _ in range(5):
+            trial = study.ask()
+            trial.suggest_float("x", 0, 1)
+            study.tell(trial, [float(number), 1.0])
+
+    opened(postgres, "many")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    trials = opened(postgres, "many").trials
+    assert [t.number for t in trials] == list(range(20))
+    assert sorted(t.values[0] for t in trials) == [0.0] * 5 + [1.0] * 5 + [2.0] * 5 + [3.0] * 5
+
+
+def test_a_trial_in_hand_is_taken_up(postgres):
+    study = opened(postgres, "killed")
+    trial = study.ask()
+    trial.suggest_categorical("kind", ["a", "b"])
+    trial.set_user_attr("worker", "me")
+    again = opened(postgres, "killed")
+    take_up(again, "me")
+    assert [t.state for t in again.trials] == [TrialState.FAIL, TrialState.WAITING]
+
+
+@pytest.mark.parametrize("change", [("pass%3Aword", "wrong"), ("/postgres", "/none")])
+def test_a_refusal_of_the_server_shows_no_password(change, postgres):
+    with pytest.raises(EnvironmentProblem) as caught:
+        opened(postgres.replace(*change), "x")
+    assert "cannot be opened: " in str(caught.value)
+    assert "wrong" not in str(caught.value)
+    assert not SECRET.search(str(caught.value))
+
+
+@pytest.mark.slow
+def test_two_searches_of_one_study(cli, tiny, tmp_path, postgres):
+    """From two folders at once, as from two machines: each sees what the other did, and nothing shows the password."""
+    settings = ["search.trials=6", "search.study=shared", f"search.storage={postgres}"]
+    more = [part for s in settings for part in ("--set", s)]
+
+    def search(name):
+        return cli("search", "-c", tiny, "--run-dir", tmp_path / name, "--json", *more)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(search, "ab"))
+    for done in found:
+        assert done.returncode == 0, done.stderr
+        assert not SECRET.search(done.stdout + done.stderr)
+    summaries = [json.loads(d.stdout) for d in found]
+    assert summaries[0]["trained"] == summaries[1]["trained"] == 6
+    study = optuna.load_study(study_name="shared", storage=database_url(postgres, None))
+    assert len({t.user_attrs["worker"] for t in study.trials}) == 2
+    assert all(t.state.is_finished() for t in study.trials)
+    for file in tmp_path.rglob("*"):
+        assert not (file.is_file() and SECRET.search(file.read_bytes().decode("latin-1"))), file
+    other = cli("search", "-c", tiny, "--run-dir", tmp_path / "c", *more, "--set", "search.epochs=2")
+    assert other.returncode == 2
+    assert "the study 'shared' was begun with another epochs of the training" in other.stderr
+    again = cli("search", "--run-dir", tmp_path / "a", "--set", "search.trials=7")
+    assert again.returncode == 4  # the folder keeps no password
+    assert "search.storage: postgresql+psycopg://edge@127.0.0.1" in again.stderr
+    environment = {"PGPASSWORD": "pass:word@1"}
+    again = cli("search", "--run-dir", tmp_path / "a", "--set", "search.trials=7", "--json", env=environment)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["trained"] == 7

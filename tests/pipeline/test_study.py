@@ -1,0 +1,145 @@
+"""Studies: what workers must agree on, trials that a killed one left, and databases that cannot be used."""
+
+import sqlite3
+import time
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from pipeline import study as studies
+from pipeline.config import load_config, without_password
+from pipeline.errors import EnvironmentProblem, PipelineError
+from pipeline.study import REAPED, alive, database_url, load_study, open_study, own_trials, take_up
+
+ARGS = (("maximize", "minimize"), ("F1", "ms"))
+
+
+def opened(folder, name="s", meaning=None):
+    return open_study(database_url(None, folder), name, *ARGS, meaning)
+
+
+def test_all_who_take_part_mean_the_same(tmp_path):
+    meaning = {"space": "abc", "latency.limit_ms": 1.4, "latency.runtimes": ("onnxruntime",)}
+    assert opened(tmp_path, meaning=meaning).metric_names == ["F1", "ms"]
+    opened(tmp_path, meaning=meaning)
+    with pytest.raises(PipelineError, match=r"the study 's' was begun with another space, another latency\.runtimes"):
+        opened(tmp_path, meaning=meaning | {"space": "def", "latency.runtimes": ("openvino",)})
+    opened(tmp_path, "another", meaning | {"space": "def"})
+
+
+def test_a_study_of_another_tool_under_the_name_is_refused(tmp_path):
+    study = optuna.create_study(storage=database_url(None, tmp_path), study_name="s", directions=ARGS[0])
+    study.add_trial(optuna.create_trial(values=[1, 2]))
+    with pytest.raises(PipelineError, match="was begun with another space"):
+        opened(tmp_path, meaning={"space": "abc"})
+
+
+def test_what_a_killed_worker_had_in_hand_is_tried_again(tmp_path):
+    study = opened(tmp_path)
+    for worker in ("me", "me/1", "somebody"):
+        trial = study.ask()
+        trial.suggest_int("x", 0, 9)
+        trial.set_user_attr("worker", worker)
+    drawn = [t.params for t in study.trials]
+    take_up(study, "me")
+    assert [t.state for t in study.trials[:3]] == [TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING]
+    assert len(own_trials(study)) == 3
+    again = [study.ask() for _ in range(2)]
+    assert [{"x": t.suggest_int("x", 0, 9)} for t in again] == drawn[:2]
+
+
+def test_what_kills_its_worker_again_and_again_is_left_alone(tmp_path):
+    study = opened(tmp_path)
+    study.enqueue_trial({"x": 1})
+    for _ in range(10):
+        if not study.get_trials(states=(TrialState.WAITING,)):
+            break
+        study.ask().set_user_attr("worker", "me")
+        take_up(study, "me")
+    assert len(study.trials) == 4
+    assert all(REAPED in t.user_attrs for t in study.trials)
+
+
+def test_a_worker_that_gives_no_sign_of_life_is_taken_for_dead(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "HEARTBEAT_S", 1)
+    monkeypatch.setattr(studies, "GRACE_S", 2)
+    study = opened(tmp_path)
+    lives, dies = study.ask(), study.ask()
+    dies.suggest_int("x", 5, 5)
+    study._storage.record_heartbeat(dies._trial_id)
+    with alive(study, lives, "a"):
+        deadline = time.monotonic() + 20
+        while study.trials[1].state == TrialState.RUNNING and time.monotonic() < deadline:
+            time.sleep(0.5)
+            optuna.storages.fail_stale_trials(study)
+    states = [t.state for t in study.trials]
+    assert states == [TrialState.RUNNING, TrialState.FAIL, TrialState.WAITING]
+    assert study.trials[2].params == {"x": 5}
+    assert [t.number for t in own_trials(study)] == [0, 2]
+
+
+def test_what_is_told_too_late_is_dropped(tmp_path):
+    study = opened(tmp_path)
+    trial = study.ask()
+    with alive(study, trial, "a"):
+        study.tell(trial.number, state=TrialState.FAIL)  # by another, who took this one for dead
+        trial.set_user_attr("f1_macro", 0.5)
+    assert "f1_macro" not in study.trials[0].user_attrs
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:secret@host/db", "postgresql://me@host/db"),
+        (
+            "postgresql://me@host/db?sslmode=require&password=secret",
+            "postgresql://me@host/db?sslmode=require&password=",
+        ),
+        ("postgresql://me:p%40s:secret@host:5432/db", "postgresql://me@host:5432/db"),
+        ("postgresql://me:sec@ret@host/db", "postgresql://me@host/db"),
+        ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),
+        ("secret", "(no URL)"),
+    ],
+)
+def test_no_password_is_shown_or_kept(url, shown, tiny):
+    assert without_password(url) == shown
+    config = load_config(tiny, [f"search.storage={url}"])
+    assert config.search.storage == url
+    assert not any(text in config.model_dump_json() for text in ("secret", "sec@ret"))
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "text"),
+    [
+        ("study.db", PipelineError, "search.storage: no database URL"),
+        ("nosql://me:secret@host/db", PipelineError, "nosql://me@host/db: SQLAlchemy knows no such database"),
+        ("mysql://me:secret@host/db", EnvironmentProblem, "mysql://me@host/db: the driver of that database is missing"),
+        ("sqlite:////nowhere/at/all.db", EnvironmentProblem, "cannot be opened: unable to open database file"),
+        (
+            "postgresql://me:secret@127.0.0.1:1/db",
+            EnvironmentProblem,
+            "postgresql+psycopg://me@127.0.0.1:1/db: cannot be opened: ",
+        ),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_told_without_its_password(url, error, text):
+    with pytest.raises(error) as caught:
+        open_study(database_url(url, None), "s", *ARGS)
+    assert text in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_database_of_an_older_version_is_told_with_what_to_do(tmp_path):
+    opened(tmp_path)
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
+        database.execute("UPDATE version_info SET library_version = '2.6.0'")
+    with pytest.raises(EnvironmentProblem, match=r"of another version of Optuna.*optuna storage upgrade"):
+        opened(tmp_path)
+
+
+def test_a_study_that_is_not_there_is_named(tmp_path):
+    opened(tmp_path)
+    with pytest.raises(PipelineError, match="it holds no study 'other'"):
+        load_study(database_url(None, tmp_path), "other")

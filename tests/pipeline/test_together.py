@@ -1,0 +1,115 @@
+"""Workers placed by Ray: on this machine, and on a cluster of two nodes of which one dies."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import optuna
+import pytest
+
+from pipeline.study import database_url, own_trials
+from pipeline.tally import TRAINED, fate
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+TARGET = "edgebuild_target"
+
+
+def search(cli, tiny, folder, *more, settings=()):
+    return cli("search", "-c", tiny, "--run-dir", folder, "--json", *more, *(p for s in settings for p in ("--set", s)))
+
+
+def test_two_workers_on_this_machine(cli, tiny, tmp_path):
+    done = search(cli, tiny, tmp_path / "r", "--workers", "2", settings=["search.trials=6"])
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["trained"] in (6, 7)  # both may have looked at once
+    assert result["over_limit_trained"] == 0
+    rows = json.loads((tmp_path / "r/search/trials.json").read_text())["trials"]
+    assert len({r["worker"] for r in rows}) == 2
+    assert "search: 2 workers of 1 num_cpus" in done.stderr or os.cpu_count() != 2
+    assert "trial 0: " in done.stderr  # what the workers say arrives here
+    more = search(cli, tiny, tmp_path / "r", settings=["search.trials=8"])  # one process goes on where they were
+    assert more.returncode == 0, more.stderr
+    assert json.loads(more.stdout)["trained"] == 8
+    chosen = cli("select", "--run-dir", tmp_path / "r")
+    assert chosen.returncode == 0, chosen.stderr
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray takes 127.0.0.1 for this host's own address
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    from ray.cluster_utils import Cluster
+
+    made = Cluster()
+    common = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 2 * 10**8}
+    yield lambda **more: made.add_node(**common, **more), made
+    for node in reversed(list(made.list_all_nodes())):
+        made.remove_node(node, allow_graceful=False)
+
+
+def test_a_node_that_dies_loses_no_trial(cli, tiny, tmp_path, cluster, postgres):
+    add, made = cluster
+    add(num_cpus=1, resources={TARGET: 1})
+    second = add(num_cpus=1, resources={TARGET: 1})
+    settings = ["search.trials=14", "search.epochs=3", f"search.storage={postgres}", "search.study=cluster"]
+    url, killed = database_url(postgres, None), {}
+
+    def kill_in_mid_study():
+        """While a worker of the second node has a trial in hand, and some are finished."""
+        while "at" not in killed:
+            time.sleep(0.2)
+            with contextlib.suppress(KeyError):
+                study = optuna.load_study(study_name="cluster", storage=url)
+                workers = {t.user_attrs.get("worker", "") for t in study.trials if not t.state.is_finished()}
+                if sum(t.state.is_finished() for t in study.trials) >= 4 and len(workers) == 2:
+                    killed["at"] = [t.number for t in study.trials if t.state.is_finished()]
+                    made.remove_node(second, allow_graceful=False)
+
+    killer = threading.Thread(target=kill_in_mid_study, daemon=True)
+    killer.start()
+    more = ("--ray", made.address, "--workers", "2")
+    done = search(cli, tiny, tmp_path / "r", *more, settings=settings)
+    assert done.returncode == 0, done.stderr
+    killer.join(10)
+    assert killed["at"], "the node was not killed in time"
+    result = json.loads(done.stdout)
+    assert result["trained"] + result["stopped_early"] in (14, 15)
+    study = optuna.load_study(study_name="cluster", storage=url)
+    assert all(study.trials[n].state.is_finished() for n in killed["at"])
+    assert all(t.state.is_finished() for t in own_trials(study))
+    trained = {t.user_attrs["training"] for t in study.trials if fate(t) == TRAINED}
+    assert len(trained) == result["trained"]
+    assert "word" not in done.stderr.replace("keyword", "")
+
+
+def test_a_cluster_without_a_target_or_a_shared_database_is_refused(cli, tiny, tmp_path, cluster, postgres):
+    add, made = cluster
+    add(num_cpus=1)
+    lost = search(cli, tiny, tmp_path / "r", "--ray", made.address)
+    assert lost.returncode == 2
+    assert "search.storage: a study that several machines share needs a database server" in lost.stderr
+    done = search(cli, tiny, tmp_path / "r", "--ray", made.address, settings=[f"search.storage={postgres}"])
+    assert done.returncode == 4
+    assert f"no node of the cluster has the resource {TARGET}, so there is nowhere to time: start one" in done.stderr
+
+
+def test_no_cluster_at_the_address(cli, tiny, tmp_path):
+    url = "postgresql://me@127.0.0.1:1/db"
+    done = search(cli, tiny, tmp_path / "r", "--ray", "127.0.0.1:1", settings=[f"search.storage={url}"])
+    assert done.returncode == 4
+    assert "--ray 127.0.0.1:1: no cluster of Ray answers" in done.stderr
+
+
+def test_ray_is_named_where_it_is_missing(tiny, tmp_path):
+    hide = "import sys; sys.modules['ray'] = None; from edgebuild.__main__ import main; main()"
+    command = [sys.executable, "-c", hide, "search", "-c", tiny, "--run-dir", tmp_path / "r", "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 4
+    assert "--workers and --ray need Ray: pip install 'edgebuild[ray]'" in done.stderr
