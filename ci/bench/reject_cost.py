@@ -1,7 +1,7 @@
-"""What a rejected candidate costs, from trial to verdict, beside the same with torch's newer exporter (dynamo).
+"""What a rejected candidate costs, from trial to verdict, without and with INT8, beside torch's newer exporter.
 
 `python ci/bench/reject_cost.py [--draws N]`. Random draws of the `cpu` space are built, exported, loaded and timed in
-all forms of this host against a limit that none keeps; the two exporters take turns. Table on screen, JSON beside.
+the forms of this host against a limit that none keeps, all in turn. Table on screen, JSON beside.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -38,30 +39,39 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     space, host = SearchSpace.load("cpu"), this_host()
-    wanted = forms(("onnxruntime", "openvino"), ("f32", "bf16"), host, quantized=False)
-    ours, dynamo = [], []
-    with tempfile.TemporaryDirectory() as folder, CandidateTimer(Path(folder), wanted, 1, LIMIT_MS) as timer:
-        for i in range(draws + 1):  # the first one pays for imports and the start of the warm process
-            began = time.perf_counter()
-            spec = space.suggest(study.ask(), 6).spec
-            profile(spec)
-            card = student_card(spec, tuple("abcdef"), "squash")
-            timer.time(spec, card, seed=0)
-            whole = time.perf_counter() - began
+    runtimes, plain = ("onnxruntime", "openvino"), ("f32", "bf16")
+    usual = forms(runtimes, plain, host)
+    every = forms(runtimes, (*plain, "int8"), host, tuple(f"{r}-{p}" for r in runtimes for p in (*plain, "int8")))
+    seconds: dict[str, list[float]] = {"a reject": [], "a reject, INT8 too": [], "the newer exporter alone": []}
+    with ExitStack() as opened:
+        folders = [Path(opened.enter_context(tempfile.TemporaryDirectory())) for _ in range(2)]
+        timers = [
+            opened.enter_context(CandidateTimer(folder, wanted, 1, LIMIT_MS))
+            for folder, wanted in zip(folders, (usual, every), strict=True)
+        ]
+        for i in range(draws + 1):  # the first one pays for imports and the start of the warm processes
+            trial = study.ask()
+            took = []
+            for timer in timers:
+                began = time.perf_counter()
+                spec = space.suggest(trial, 6).spec
+                profile(spec)
+                card = student_card(spec, tuple("abcdef"), "squash")
+                timer.time(spec, card, seed=0)
+                took.append(time.perf_counter() - began)
             began = time.perf_counter()
             image = torch.zeros(2, 168, 168, 3, dtype=torch.uint8)
             torch.onnx.export(deployable(build(spec, 0), card), (image,), io.BytesIO(), dynamo=True, verbose=False)
-            if i:
-                ours.append(whole)
-                dynamo.append(time.perf_counter() - began)
-    ratio = np.array(dynamo) / np.array(ours)
-    rows = {"a reject, all of it": ours, "the newer exporter alone": dynamo}
-    print(f"{draws} draws of `cpu`, {len(wanted)} forms each, on {host.cpu}")
-    for name, values in rows.items():
+            took.append(time.perf_counter() - began)
+            for values, value in zip(seconds.values(), took, strict=True):
+                values += [value] * bool(i)
+    ratio = np.array(seconds["the newer exporter alone"]) / np.array(seconds["a reject"])
+    print(f"{draws} draws of `cpu`, {len(usual)} forms each, {len(every)} with INT8, on {host.cpu}")
+    for name, values in seconds.items():
         print(f"{name:28} median {np.median(values):.2f} s, {min(values):.2f} to {max(values):.2f} s")
     spread = f"{ratio.min():.1f} to {ratio.max():.1f}"
     print(f"the newer exporter alone takes {np.median(ratio):.1f} times a whole reject ({spread})")
-    record = {"seconds": rows, "ratio": ratio.tolist(), "host": host.as_dict()}
+    record = {"seconds": seconds, "ratio": ratio.tolist(), "host": host.as_dict()}
     Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -34,9 +34,10 @@ from pipeline.checkpoint import restore
 from pipeline.config import BuildConfig, load_config
 from pipeline.distill import SOFT_LABELS, student_arrays, train_student
 from pipeline.files import write_json
-from pipeline.find import load_index, load_student
+from pipeline.find import load_index
 from pipeline.inputs import predict
 from pipeline.run import run_one
+from pipeline.select import load_student
 from pipeline.stages import Run, open_run
 
 _HERE = Path(__file__).resolve().parent

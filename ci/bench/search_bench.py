@@ -1,0 +1,254 @@
+"""Three ways to search, the same wall time each: the lineage's loop, the same with a filter, and edgebuild's.
+
+`python ci/bench/search_bench.py --data TRASHNET [--space cpu] [--limit-ms 0.4] [--seeds 5] [--minutes 10]`. Same space,
+same short training, same measurement of each candidate (its exported model, on this CPU), nothing shared between arms:
+
+- lineage: every candidate is trained, however slow; Optuna's TPE with three objectives, told what was found;
+- filter: candidates over the limit are told PRUNED untrained, but no constraint: the sampler learns nothing of why;
+- ours: `pipeline.search`.
+
+What finishes after the time is up does not count. Resumable: each arm is stored when it is done, and a seed's arms must
+be of one host. Table on screen, every trial in the JSON beside. Nothing else may run meanwhile.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import optuna
+
+from latency.host import this_host
+from latency.machine import LOCAL
+from models.build import profile
+from models.pretrained import Normalisation
+from pipeline.checkpoint import student_card
+from pipeline.config import check_config
+from pipeline.files import write_json
+from pipeline.find import DATA, load_arrays, open_search
+from pipeline.front import hypervolume
+from pipeline.limits import best_form
+from pipeline.search import Search, candidate_timer, run_search
+from pipeline.stages import Run, perform
+from pipeline.study import database_url, own_trials, quiet_optuna
+from pipeline.tally import fate
+
+ARMS = ("lineage", "filter", "ours")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial: when it ended after the arm began, how long it took, and what was found. over: share over the limit."""
+
+    end_s: float
+    seconds: float
+    fate: str
+    over: float
+    latency_ms: float
+    params: int
+    f1_by_epoch: list[float]
+
+
+def baseline(search: Search, filtered: bool, seed: int, minutes: float) -> list[Row]:
+    """The loop that the lineage wrote by hand, with our measurement and our training."""
+    quiet_optuna()
+    study = optuna.create_study(
+        storage=database_url(None, search.folder),
+        directions=["maximize", "minimize", "minimize"],
+        sampler=optuna.samplers.TPESampler(seed=seed),
+    )
+    began, rows = time.perf_counter(), []
+    with candidate_timer(search.config, search.folder, LOCAL) as timer:
+        while (start := time.perf_counter()) - began < 60 * minutes:
+            trial = study.ask()
+            candidate = search.space.suggest(trial, len(search.index.classes))
+            card = student_card(candidate.spec, search.index.classes, search.config.data.fit)
+            params = profile(candidate.spec).params
+            best, over = best_form(search.config, timer.time(candidate.spec, card, search.config.seed), params)
+            curve: list[float] = []
+            if filtered and over["latency"] > 0:
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            else:
+                fit = search.trainer.train(candidate, "", lambda epoch: None, trial.params)
+                curve = [e.f1_macro for e in fit.history]
+                study.tell(trial, [max(curve), best.p90_ms, params])
+            now = time.perf_counter()
+            became = "trained" if curve else "rejected"
+            rows.append(Row(now - began, now - start, became, over["latency"], best.p90_ms, params, curve))
+    return rows
+
+
+def ours(search: Search) -> list[Row]:
+    with candidate_timer(search.config, search.folder, LOCAL) as timer:
+        study, began = search.open(), time.time()
+        run_search(search, timer)
+    rows = []
+    for t in own_trials(study):
+        if (became := fate(t)) is None:
+            continue
+        a, end = t.user_attrs, t.datetime_complete
+        assert end is not None and t.duration is not None
+        curve = a.get("f1_by_epoch", [])
+        rows.append(
+            Row(
+                end.timestamp() - began,
+                t.duration.total_seconds(),
+                became,
+                a["over_limit"]["latency"],
+                a["latency_ms"],
+                a["params"],
+                curve,
+            )
+        )
+    return sorted(rows, key=lambda r: r.end_s)
+
+
+def arm(name: str, seed: int, args: argparse.Namespace, folder: Path) -> list[Row]:
+    config = check_config(
+        {
+            "seed": seed,
+            "data": {"root": str(args.data)},
+            "latency": {"limit_ms": args.limit_ms},
+            "student": {"weights": args.weights or "none"},
+            "search": {
+                "space": args.space,
+                "trials": 100_000,
+                "max_asked": 100_000,
+                "max_minutes": args.minutes,
+                "epochs": args.epochs,
+                "subset": args.subset,
+            },
+            "select": {"input_size": None},
+        },
+        "the benchmark",
+    )
+    work = folder / f"{args.space}-{seed}-{name}"
+    shutil.rmtree(work, ignore_errors=True)  # half an arm is none
+    work.mkdir(parents=True)
+    (work / ".cache").symlink_to(folder / ".cache")  # decoded once for all arms, before the first begins
+    run = Run(work, config, lambda text: print(f"  {text}", flush=True))
+    perform(DATA, run)
+    search = open_search(run)
+    measurements = search.folder / "measurements"
+    measurements.mkdir(parents=True)
+    for file in folder.glob(f"control-{seed}-*"):  # all arms of a seed count in the same milliseconds
+        shutil.copy(file, measurements / file.name.replace(f"control-{seed}-", "control-"))
+    for size in search.space.input_sizes:
+        load_arrays(run, search.index, size, Normalisation((0.0,) * 3, (1.0,) * 3))
+    rows = ours(search) if name == "ours" else baseline(search, name == "filter", seed, args.minutes)
+    for file in measurements.glob("control-*"):
+        shutil.copy(file, folder / file.name.replace("control-", f"control-{seed}-"))
+    return rows
+
+
+def figures(rows: list[Row], limit_ms: float, minutes: float) -> dict[str, float]:
+    rows = [r for r in rows if r.end_s <= 60 * minutes]
+    spent = sum(r.seconds for r in rows)
+    kept = [(max(r.f1_by_epoch), r.latency_ms) for r in rows if r.fate == "trained" and r.latency_ms <= limit_ms]
+    return {
+        "asked": len(rows),
+        "trained": sum(bool(r.f1_by_epoch) for r in rows),
+        "over-limit trainings": sum(r.over > 0 and bool(r.f1_by_epoch) for r in rows),
+        "share of time over the limit": sum(r.seconds for r in rows if r.over > 0) / max(spent, 1e-9),
+        "best F1 under the limit": max((f1 for f1, _ in kept), default=0.0),
+        "hypervolume": hypervolume(kept, limit_ms),
+    }
+
+
+def reached_s(rows: list[Row], limit_ms: float, f1: float) -> float:
+    """When a search first had a candidate under the limit that is as good; inf where never."""
+    return min(
+        (r.end_s for r in rows if r.fate == "trained" and r.latency_ms <= limit_ms and max(r.f1_by_epoch) >= f1),
+        default=float("inf"),
+    )
+
+
+def interval(values: list[float]) -> str:
+    """Mean and 95 % interval of Student's t over the seeds."""
+    if len(values) < 2 or not np.ptp(values):
+        return f"{mean(values):.4g}"
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval()
+    return f"{mean(values):.4g} ({low:.4g} to {high:.4g})"
+
+
+def show(done: dict[str, dict[str, list[Row]]], limit_ms: float, minutes: float) -> dict[str, Any]:
+    seeds = [s for s, arms in done.items() if set(arms) == set(ARMS)]
+    found = {a: [figures(done[s][a], limit_ms, minutes) for s in seeds] for a in ARMS}
+    if not seeds:
+        return {}
+    print(f"\n{len(seeds)} seeds, {minutes:g} minutes an arm, limit {limit_ms:g} ms; mean (95 % over the seeds)")
+    for key in found["ours"][0]:
+        print(f"{key:30}" + "".join(f"{a} {interval([f[key] for f in found[a]]):34}" for a in ARMS))
+    differences = {}
+    for other in ARMS[:2]:
+        for key in ("best F1 under the limit", "hypervolume"):
+            gain = [o[key] - b[key] for o, b in zip(found["ours"], found[other], strict=True)]
+            differences[f"ours - {other}: {key}"] = gain
+            print(f"ours - {other}, {key}: {interval(gain)}")
+    share = []
+    for seed, lineage in zip(seeds, found["lineage"], strict=True):
+        share.append(reached_s(done[seed]["ours"], limit_ms, lineage["best F1 under the limit"]) / (60 * minutes))
+    print(f"share of the time after which ours has the lineage's best: {', '.join(f'{s:.2f}' for s in share)}")
+    return {"figures": found, "differences": differences, "share_of_time_to_the_lineages_best": share}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--space", default="cpu")
+    parser.add_argument("--weights", help="of a network that a space begins with")
+    parser.add_argument("--limit-ms", type=float, default=0.4)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--subset", type=float, default=0.5)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    host = this_host()
+    recipe = {k: getattr(args, k) for k in ("space", "limit_ms", "minutes", "epochs", "subset")}
+    record: dict[str, Any] = json.loads(args.output.read_text()) if args.output.is_file() else {}
+    space = record.setdefault(args.space, {"recipe": recipe, "hosts": {}, "rows": {}})
+    if space["recipe"] != recipe:
+        sys.exit(f"{args.output}: has another recipe for {args.space}, {space['recipe']}; give another --output")
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / ".cache").mkdir()
+        for seed in map(str, range(args.seeds)):
+            rows = space["rows"].setdefault(seed, {})
+            if space["hosts"].setdefault(seed, host.as_dict())["key"] != host.key:
+                if set(rows) == set(ARMS):
+                    continue
+                space["hosts"][seed], space["rows"][seed] = (
+                    host.as_dict(),
+                    (rows := {}),
+                )  # arms of two hosts do not pair
+            turn = int(seed) % len(ARMS)
+            for name in ARMS[turn:] + ARMS[:turn]:
+                if name not in rows:
+                    print(f"{args.space}, seed {seed}, {name}", flush=True)
+                    rows[name] = [rounded(r) for r in arm(name, int(seed), args, Path(scratch))]
+                    write_json(args.output, record)
+    done = {s: {a: [Row(**r) for r in rows] for a, rows in arms.items()} for s, arms in space["rows"].items()}
+    space["summary"] = show(done, args.limit_ms, args.minutes)
+    write_json(args.output, record)
+
+
+def rounded(row: Row) -> dict[str, Any]:
+    values = asdict(row) | {"f1_by_epoch": [round(f, 4) for f in row.f1_by_epoch]}
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""What further workers bring: 1 and 2 on this machine, and a simulation of 8 to 256 on a cluster.
+
+`python ci/bench/workers_bench.py --data TRASHNET [--rounds 2] [--stages search_bench.json]`. The same candidates are
+trained by one process with all cores, by one worker of Ray and by two with half of the cores each; in turn. The
+simulation takes its stage times from what `search_bench.py` recorded of our search: a candidate waits for one of the
+nodes that may time, is timed there, and is rejected or trained by its worker. Table on screen, JSON beside.
+"""
+
+import argparse
+import heapq
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from latency.host import this_host
+from models.joined import JoinedSpace
+from models.space import SearchSpace
+from pipeline.files import write_json
+
+ARMS = {"one process": (), "--workers 1": ("--workers", "1"), "--workers 2": ("--workers", "2")}
+CANDIDATES = 8
+HOURS = 8.0
+ENOUGH = 0.95
+
+
+def searched_s(data: Path, arm: str, folder: Path) -> float:
+    """Seconds of `edgebuild search` for the same candidates, the start of everything included."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    space, start = JoinedSpace((SearchSpace.load("cpu"),)), []
+    for _ in range(CANDIDATES):
+        trial = study.ask()
+        space.suggest(trial, 6)
+        start.append(trial.params)
+    search = {"start": start, "trials": CANDIDATES, "epochs": 4, "subset": 0.5, "stop": {"share": 0}}
+    config = {"data": {"root": str(data.resolve())}, "latency": {"limit_ms": 100}, "search": search}
+    (folder / "bench.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "edgebuild", "search", "-c", "bench.yaml", "--json", *ARMS[arm]]
+    began = time.perf_counter()
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def simulate(
+    workers: int, nodes: int, timing_s: np.ndarray, training_s: np.ndarray, kept: float
+) -> tuple[float, float]:
+    """(trainings an hour, share of the time that the timing nodes are busy). Each worker is at one candidate at a time;
+    the nodes take whoever came first."""
+    rng, end = np.random.default_rng(0), 3600 * HOURS
+    free = [0.0] * nodes
+    ready = [(float(t), w) for w, t in enumerate(rng.uniform(0, timing_s.mean(), workers))]
+    heapq.heapify(ready)
+    heapq.heapify(free)
+    trainings, busy = 0, 0.0
+    while ready and ready[0][0] < end:
+        now, worker = heapq.heappop(ready)
+        begins = max(now, heapq.heappop(free))
+        took = float(rng.choice(timing_s))
+        heapq.heappush(free, begins + took)
+        busy += took
+        done = begins + took
+        if rng.random() < kept:
+            done += float(rng.choice(training_s))
+            trainings += done < end
+        heapq.heappush(ready, (done, worker))
+    return trainings / HOURS, busy / (nodes * end)
+
+
+def simulation(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    timing_s = np.array([r["seconds"] for r in rows if r["fate"] == "rejected"])
+    whole_s = np.array([r["seconds"] for r in rows if r["fate"] != "rejected"])
+    training_s, kept = np.maximum(whole_s - np.median(timing_s), 1.0), len(whole_s) / len(rows)
+    print(
+        f"\nsimulation, from {len(rows)} candidates: timing {timing_s.mean():.2f} s each, {kept:.0%} are trained, "
+        f"{training_s.mean():.1f} s each; {HOURS:g} hours"
+    )
+    alone, _ = simulate(1, 1, timing_s, training_s, kept)
+    table: dict[str, Any] = {}
+    print("workers   trainings an hour, and how busy 1, 2, 4, 8, 16, 32 timing nodes are; nodes needed for 95 %")
+    for workers in (1, 2, 8, 16, 32, 64, 128, 256):
+        found = {n: simulate(workers, n, timing_s, training_s, kept) for n in (1, 2, 4, 8, 16, 32)}
+        ideal = alone * workers
+        rates = ((n, simulate(workers, n, timing_s, training_s, kept)[0]) for n in range(1, 129))
+        needed = next((n for n, rate in rates if rate >= ENOUGH * ideal), None)
+        table[str(workers)] = {"by_nodes": found, "ideal": ideal, "nodes_needed": needed}
+        cells = "  ".join(f"{rate:6.0f} ({busy:4.0%})" for rate, busy in found.values())
+        print(f"{workers:7}   {cells}   {needed}")
+    return {"timing_s": timing_s.mean(), "training_s": training_s.mean(), "kept": kept, "table": table}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--stages", type=Path, default=Path(__file__).with_name("search_bench.json"))
+    args = parser.parse_args()
+    record: dict[str, Any] = {"host": this_host().as_dict()}
+    if args.data:
+        seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
+        for round_ in range(args.rounds):
+            for arm in list(ARMS)[:: 1 if round_ % 2 == 0 else -1]:
+                with tempfile.TemporaryDirectory() as folder:
+                    seconds[arm].append(searched_s(args.data, arm, Path(folder)))
+                    print(f"{arm}: {seconds[arm][-1]:.0f} s for {CANDIDATES} candidates", flush=True)
+        alone = np.array(seconds["one process"])
+        for arm, values in seconds.items():
+            ratio = alone / np.array(values)
+            print(f"{arm:14} {np.median(ratio):.2f} times one process ({ratio.min():.2f} to {ratio.max():.2f})")
+        record["seconds"] = seconds
+    if args.stages.is_file():
+        seeds = json.loads(args.stages.read_text())["cpu"]["rows"].values()
+        record["simulation"] = simulation([r for arms in seeds for r in arms.get("ours", [])])
+    write_json(Path(__file__).with_suffix(".json"), record)
+
+
+if __name__ == "__main__":
+    main()
