@@ -104,5 +104,5 @@ def _nothing(table: list[Row], rule: Rule) -> str:
     reasons = "; ".join(f"trial {r.trial}: {r.reason}" for r in table[:3])
     return (
         f"none of {len(table)} trained candidates keeps the rule ({reasons}); train more (search.trials), longer "
-        "(search.epochs), or relax select.f1_floor or select.input_size"
+        "(search.epochs), relax select.f1_floor or select.input_size, or raise latency.limit_ms"
     )

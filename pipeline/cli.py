@@ -137,7 +137,8 @@ def search_command(
     overrides: SetOption = None,
     run_dir: RunDirOption = None,
     check_proxy: Annotated[
-        int | None, typer.Option("--check-proxy", help="Then train so many of its candidates in full.", metavar="N")
+        int | None,
+        typer.Option("--check-proxy", min=5, help="Then train so many of its candidates in full.", metavar="N"),
     ] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Trainings side by side; needs edgebuild[ray].", metavar="N")

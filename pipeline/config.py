@@ -1,6 +1,5 @@
 """BuildConfig: all that the user sets. YAML file or the name of a shipped one, then `--set key=value`."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -264,12 +263,34 @@ class BuildConfig(Section):
     preflight: Preflight = Preflight()
 
 
+NO_URL = "(no URL)"
+
+
 def without_password(url: str) -> str:
     """As far as it can be read as one; what cannot may hold a password anywhere, so nothing of it is shown."""
-    scheme, _, rest = url.partition("://")
-    place, at, address = rest.rpartition("@")
-    address = re.sub(r"([?&]password=)[^&]*", r"\1", address)
-    return f"{scheme}://{place.partition(':')[0]}{at}{address}" if rest else "(no URL)"
+    from sqlalchemy.engine import URL, make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        known = make_url(url)
+    except (ArgumentError, ValueError):
+        return NO_URL
+    if "@" in (known.host or ""):  # of a password that is not quoted
+        return NO_URL
+    query = {k: v for k, v in known.query.items() if "password" not in k}
+    shown = URL.create(known.drivername, known.username, None, known.host, known.port, known.database, query)
+    return shown.render_as_string()
+
+
+def has_password(url: str) -> bool:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        known = make_url(url)
+    except (ArgumentError, ValueError):
+        return False  # told by whoever opens it
+    return known.password is not None or any("password" in k for k in known.query)
 
 
 def load_config(name: str | Path, overrides: list[str] | None = None) -> BuildConfig:

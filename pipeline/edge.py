@@ -48,6 +48,11 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return str(error), USAGE
     if isinstance(error, LatencyError | ExportError):
         return str(error), ENVIRONMENT
+    if type(error).__name__ == "StorageInternalError":  # of Optuna, which is not loaded for every command
+        return (
+            "search.storage: the database can be used no more: it went away, or refuses to be written; what was told "
+            "is kept, the same command goes on from there"
+        ), ENVIRONMENT
     if (cause := _disk_full(error)) is not None:
         where = getattr(cause, "filename", None)
         return (

@@ -17,7 +17,7 @@ from models.pretrained import Normalisation, check_weights, load_stages
 from models.spec import ModelSpec
 from pipeline import FORMAT, demo_data
 from pipeline.checkpoint import is_pretrained, pixels
-from pipeline.config import Student, Teacher
+from pipeline.config import Student, Teacher, without_password
 from pipeline.data import Index, list_files, repeated, scan
 from pipeline.data import summary as data_summary
 from pipeline.errors import EnvironmentProblem
@@ -122,6 +122,8 @@ def _search_inputs(run: Run) -> dict[str, Any]:
     search = run.config.search
     return {
         "study": open_search(run).study_name,
+        "meaning": open_search(run).meaning,
+        "storage": search.storage and without_password(search.storage),
         "sampler": search.sampler,
         "trials": search.trials,
         "max_asked": search.max_asked,

@@ -72,11 +72,12 @@ def narrow(run: Run) -> Narrowed:
     """What the finished search of a run says. Raises PipelineError where it is too little."""
     result = run.read("search", "trials.json")
     study = load_study(database_url(run.config.search.storage, run.folder / "study"), result["study"])
-    return narrowed(own_trials(study), search_space(run.config))
+    return narrowed(own_trials(study), search_space(run.config), run.config.select.input_size is not None)
 
 
-def narrowed(trials: Sequence[FrozenTrial], space: JoinedSpace) -> Narrowed:
-    timed, learnt = measured(trials), trained(trials)
+def narrowed(trials: Sequence[FrozenTrial], space: JoinedSpace, one_size: bool = False) -> Narrowed:
+    """one_size: the rule of choice takes one input size only, so sizes are left as they are."""
+    timed, learnt = measured(trials), list({t.user_attrs["training"]: t for t in trained(trials)}.values())
     if len(learnt) < LEAST:
         raise PipelineError(
             f"narrow: {len(learnt)} trained candidates are too few to tell what matters ({LEAST} or more, better 25): "
@@ -86,7 +87,8 @@ def narrowed(trials: Sequence[FrozenTrial], space: JoinedSpace) -> Narrowed:
     shares = {o: importances(learnt if of is loss_of else timed, of) for o, of in OBJECTIVES.items()}
     evidence = _Evidence(timed, learnt, best_share(learnt, loss_of), shares)
     free = space.choices
-    changes = [c for name, choice in free.items() if (c := evidence.change(name, choice))]
+    judged = {n: c for n, c in free.items() if not (one_size and n.rpartition("/")[2] == "input_size")}
+    changes = [c for name, choice in judged.items() if (c := evidence.change(name, choice))]
     new = {**free, **{c.name: c.choice for c in changes}}
     start = [part for t in evidence.best if (part := _free_part(t.params, new)) is not None]
     regions = {name: told_region(name, evidence.best) for name in free}
@@ -199,7 +201,8 @@ def write_round2(config: BuildConfig, found: Narrowed, path: Path, origin: str) 
     head = []
     if spaces is not None:
         search.pop("space")
-        head = [f"  space: {_flow(spaces)}  # {changes[SPACE].reason}"]
+        files = [s for s in config.search.space if Path(s).stem in spaces]
+        head = [f"  space: {_flow(files)}  # {changes[SPACE].reason}"]
         values = _of_spaces(values, spaces)
         start = [_of_spaces({k: v for k, v in p.items() if k != SPACE or len(spaces) > 1}, spaces) for p in start]
     subset = round(min(1.0, config.search.subset * _MORE_PHOTOS), 3)

@@ -14,6 +14,7 @@ from export.parity import LEVEL, compare, confusion, f1_interval, f1_per_class, 
 from export.portability import on_older_cpu, relies_on
 from latency.host import this_host
 from latency.profile import profile as profile_kernels
+from models.build import profile
 from pipeline import FORMAT
 from pipeline.accuracy import MADE_HERE, Judge, accuracy_control
 from pipeline.candidates import (
@@ -28,6 +29,7 @@ from pipeline.candidates import (
 from pipeline.checkpoint import load_checkpoint, restore
 from pipeline.files import write_json
 from pipeline.find import load_index
+from pipeline.limits import shipped_over
 from pipeline.select import load_student
 from pipeline.stages import Run, Stage
 
@@ -82,8 +84,13 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
             f"no file keeps F1 {floor:.4f} (torch {torch_f1:.4f} less quantize.max_f1_drop): "
             "add f32 to latency.precisions, or allow a larger drop"
         )
-    fastest = min(kept, key=lambda c: c.p90_ms)
-    alike = [c for c in kept if c.p90_ms <= _ALIKE * fastest.p90_ms]
+    params = profile(spec).params
+    small = [c for c in kept if not _too_large(run, c, params)]
+    if small and len(small) < len(kept):
+        run.say(f"verify: {len(kept) - len(small)} forms are over a limit of size or memory, and stand back")
+    fit = small or kept
+    fastest = min(fit, key=lambda c: c.p90_ms)
+    alike = [c for c in fit if c.p90_ms <= _ALIKE * fastest.p90_ms]
     shipped = max(alike, key=lambda c: (c.parity.f1_macro, -c.p90_ms))
     split = index.final_split
     final_images, final_labels = (images, labels) if split == "val" else split_arrays(run, card, split)
@@ -120,6 +127,12 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
     write_json(work / "race.json", {"format": FORMAT, **summary})
     write_json(work / "measurements.json", [c.timed.as_dict() for c in candidates if c.timed])
     return {k: v for k, v in summary.items() if k != "guesses"}
+
+
+def _too_large(run: Run, candidate: Candidate, params: int) -> list[str]:
+    assert candidate.timed is not None
+    peak_mib = candidate.timed.summary()["peak_mib"]
+    return shipped_over(run.config, params, candidate.artifact.size_bytes, peak_mib)
 
 
 def _shipped_path(run: Run, shipped: Candidate) -> str:

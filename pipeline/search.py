@@ -30,7 +30,7 @@ from pipeline.checkpoint import student_card
 from pipeline.config import BuildConfig
 from pipeline.dashboard import attach, describe
 from pipeline.data import Index
-from pipeline.errors import OutOfMemory
+from pipeline.errors import EnvironmentProblem, OutOfMemory
 from pipeline.inputs import Arrays
 from pipeline.insight import what_helps
 from pipeline.limits import best_form, told
@@ -41,7 +41,18 @@ from pipeline.short import Trainer
 from pipeline.spaces import check_space, search_space
 from pipeline.stages import Say
 from pipeline.stopping import Curve, hopeless
-from pipeline.study import Direction, alive, database_url, known_params, open_study, own_trials, take_up
+from pipeline.study import (
+    Direction,
+    agree,
+    alive,
+    database_url,
+    known_params,
+    one_at_a_time,
+    open_study,
+    own_trials,
+    take_up,
+    take_up_lost,
+)
 from pipeline.tally import Tally, all_at_work, nearest_miss, summary, used_up
 
 _UNFIT = (SpecError, ExportError, LatencyError)
@@ -49,6 +60,8 @@ _UNFIT = (SpecError, ExportError, LatencyError)
 _DIRECTIONS: tuple[Direction, ...] = ("maximize", "minimize", "minimize")
 _METRICS = ("macro F1", "p90 [ms]", "parameters")
 _WAIT_S = 1.0
+_LOST = 5
+"""Candidates in a row that cannot be timed: then it is not theirs."""
 _HINT_AFTER = 30
 """Rejects without a single candidate that keeps the limits, after which it is said what would help."""
 
@@ -57,7 +70,8 @@ _HINT_AFTER = 30
 class Search:
     """What a search stands on. arrays_for: images as that network takes them; begin: it with the weights that training
     begins with; weights: their identity; folder: where studies and records live; host_key: of what times; worker: who
-    takes part, number: as one of how many."""
+    takes part, and its number among its like. given: the space, where its file is elsewhere; at_home: folder is the
+    run's own, and stays."""
 
     config: BuildConfig
     index: Index
@@ -69,10 +83,16 @@ class Search:
     worker: str
     say: Say
     number: int = 0
+    given: JoinedSpace | None = None
+    at_home: bool = True
 
     @cached_property
     def space(self) -> JoinedSpace:
-        return search_space(self.config)
+        return self.given or search_space(self.config)
+
+    @property
+    def url(self) -> str:
+        return database_url(self.config.search.storage, self.folder)
 
     @property
     def training(self) -> dict[str, Any]:
@@ -123,8 +143,7 @@ class Search:
 
     def open(self) -> optuna.Study:
         """Raises PipelineError."""
-        url = database_url(self.config.search.storage, self.folder)
-        study = open_study(url, self.study_name, _DIRECTIONS, _METRICS, self.meaning)
+        study = open_study(self.url, self.study_name, _DIRECTIONS, _METRICS, self.meaning)
         describe(study, self.config)
         return study
 
@@ -154,13 +173,14 @@ def prepare(search: Search, timer: Timer) -> optuna.Study:
     if unfit := warning(search.config.search.sampler):
         search.say(unfit)
     study = search.open()
-    take_up(study, search.worker)
-    if not study.trials:
+    take_up(study, search.worker, alone=search.config.search.storage is None)
+    if not any(t.state.is_finished() for t in own_trials(study)):
         for params in (*search.config.search.start, *_carried_over(search)):
-            study.enqueue_trial(params)
+            study.enqueue_trial(params, skip_if_exists=True)
     if search.config.search.sampler == "sweep":
+        planned = _slowest_first(search, timer)
         tried = [known_params(t) for t in own_trials(study)]
-        for params in _slowest_first(search, timer):
+        for params in planned:
             if params not in tried:
                 study.enqueue_trial(params)
     return study
@@ -170,8 +190,9 @@ def work(search: Search, study: optuna.Study, timer: Timer) -> str:
     """Candidate after candidate, as one of the study's workers; why it is over."""
     config, space = search.config, search.space
     sweeps = config.search.sampler == "sweep"
+    agree(study, search.meaning)  # again: two that began at once may both have been the first
     while True:
-        optuna.storages.fail_stale_trials(study)  # of workers that died: tried again
+        take_up_lost(study)
         tally = Tally.of(study, config.latency.limit_ms)
         if reason := used_up(tally, config):
             return reason
@@ -185,7 +206,8 @@ def work(search: Search, study: optuna.Study, timer: Timer) -> str:
             search.say(f"search goes on{hint}")  # early, for it takes long to find out by the budget
         # A sampler of its own for each trial: seeded alike whether the study was interrupted before or not.
         study.sampler = sampler(config.search.sampler, space.flat, config.seed, tally.asked, search.number)
-        trial = study.ask()
+        with one_at_a_time(search.url):
+            trial = study.ask()
         with alive(study, trial, search.worker):
             _evaluate(study, trial, search, timer)
 
@@ -239,6 +261,11 @@ def _evaluate(study: optuna.Study, trial: optuna.Trial, search: Search, timer: T
     except _UNFIT as error:
         _pass_over(study, trial, error)
         search.say(f"trial {trial.number}: cannot be built or timed: {error}")
+        last = [t.user_attrs.get("error_kind") for t in own_trials(study) if t.state.is_finished()][-_LOST:]
+        if last == [LatencyError.__name__] * _LOST:
+            raise EnvironmentProblem(
+                f"search: the last {_LOST} candidates could not be timed ({error}): mend what times, then search on"
+            ) from error
         return
     best, over = best_form(search.config, timings, shape.params)
     measure_s = round(time.perf_counter() - began, 3)
@@ -314,7 +341,8 @@ def _judge(
         study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
         search.say(f"{head}: F1 {max(f1):.4f} after {len(f1)} epochs: stopped, behind others as fast")
     else:
-        attach(trial, candidate.spec, search.folder)
+        if search.at_home:
+            attach(trial, candidate.spec, search.folder)
         study.tell(trial, [max(f1), best.p90_ms, trial.user_attrs["params"]], skip_if_finished=True)
         search.say(f"{head}: F1 {max(f1):.4f}, trained in {facts['train_s']:.0f} s")
     search.say(f"search: {Tally.of(study, config.latency.limit_ms).told(config)}")
@@ -326,4 +354,5 @@ class _Hopeless(Exception):
 
 def _pass_over(study: optuna.Study, trial: optuna.Trial, error: Exception) -> None:
     trial.set_user_attr("error", str(error))
+    trial.set_user_attr("error_kind", type(error).__name__)
     study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)

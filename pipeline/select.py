@@ -16,6 +16,8 @@ from pipeline.choose import Row, Rule, by_the_rule, choose, keeps, pareto
 from pipeline.errors import NoCandidate
 from pipeline.finalists import Again, handling_ms, look_again, submission
 from pipeline.find import load_index
+from pipeline.limits import best_form
+from pipeline.limits import told as told_over
 from pipeline.search import candidate_timer
 from pipeline.stages import Run, Stage
 from pipeline.tally import TRAINED, nearest_miss
@@ -33,6 +35,7 @@ def _inputs(run: Run) -> dict[str, Any]:
             "hyper": _named_hyper(run).as_dict(),
             "latency": run.config.latency.model_dump(),
             "measure": run.config.search.measure,
+            "limits": run.config.limits.model_dump(),
             "host": run.host.key,
             "classes": load_index(run).classes,
         }
@@ -68,10 +71,12 @@ def _select_named(run: Run, work: Path) -> dict[str, Any]:
     shape = profile(spec)
     card = student_card(spec, load_index(run).classes, run.config.data.fit)
     with candidate_timer(run.config, run.folder / "study", run.machine) as timer:
-        best = timer.time(spec, card, run.config.seed)[0]
+        best, over = best_form(run.config, timer.time(spec, card, run.config.seed), shape.params)
     told = f"{run.config.student.model}: p90 {best.p90_ms:.3f} ms ({best.form})"
-    if best.p90_lower_ms > limit_ms:
+    if over["latency"] > 0:
         raise NoCandidate(f"{told} is over the limit of {limit_ms:g} ms; raise latency.limit_ms, or name a smaller one")
+    if max(over.values()) > 0:
+        raise NoCandidate(f"{told}: {told_over(over)}; raise it (limits), or name a smaller one")
     run.say(f"select: {told}, {shape.params} parameters")
     measurement = {
         "latency_ms": best.p90_ms,

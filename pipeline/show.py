@@ -102,6 +102,9 @@ def show_proxy(found: dict[str, Any]) -> None:
     for pair in found["pairs"]:
         table.add_row(str(pair["trial"]), f"{pair['short']:.4f}", f"{pair['full']:.4f}")
     rank = found["rank"]
+    if rank["spearman"] is None:
+        put(table, "all candidates have the same F1 in one of the two, so their ranks cannot be compared")
+        return
     put(
         table,
         f"correlation of the ranks: Spearman {rank['spearman']:.2f} (95 %: {rank['low']:.2f} to {rank['high']:.2f}), "

@@ -19,8 +19,10 @@ def search_space(config: BuildConfig) -> JoinedSpace:
     plain = [SearchSpace.load(name) for name in names]
     if wanted and len(plain) > 1 and not any(p.networks for p in plain):
         raise SpecError(f"student.{next(iter(wanted))}: no search space given begins with a network of timm")
+    given = config.search.values
     own = [
-        {k.removeprefix(f"{p.name}/"): v for k, v in config.search.values.items() if _is_of(k, p, plain)} for p in plain
+        {k.removeprefix(f"{p.name}/") if len(plain) > 1 else k: v for k, v in given.items() if _is_of(k, p, plain)}
+        for p in plain
     ]
     _all_used(config.search.values, plain)
     return JoinedSpace(
@@ -59,12 +61,25 @@ def check_space(space: JoinedSpace, config: BuildConfig) -> None:
             f"search.sampler: a sweep of {space.source} tries {space.size} combinations, search.max_asked is "
             f"{config.search.max_asked}: raise it, name fewer values, or take tpe"
         )
+    for params in config.search.start:
+        for name, value in params.items():
+            if not _allowed(space.choices.get(name), value):
+                raise PipelineError(
+                    f"search.start: {name}: {value!r} is none of what the space has: {space.choices[name]}"
+                )
     for part in space.parts:
         refusals = {(name, until): _refusal(name, until) for name in part.networks for until in part.cuts}
         for name in part.networks:  # each shall have one of the cuts
             _one_fits([refusals[name, until] for until in part.cuts])
         for until in (config.student.until or ()) if part.networks else ():  # and each that is named shall be one's
             _one_fits([refusals[name, until] for name in part.networks])
+
+
+def _allowed(choice: Any, value: Any) -> bool:
+    """Whether a trial may begin with it; parameters that the space does not have are left out."""
+    if isinstance(choice, dict):
+        return isinstance(value, int | float) and choice["low"] <= value <= choice["high"]
+    return choice is None or value in choice
 
 
 def _one_fits(refusals: list[SpecError | None]) -> None:

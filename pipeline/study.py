@@ -2,28 +2,35 @@
 mean the same by a trial, and with trials that a killed worker left taken up again."""
 
 import contextlib
+import fcntl
 import logging
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from models.language import canonical_hash
-from pipeline.config import without_password
+from pipeline.config import NO_URL, without_password
 from pipeline.errors import EnvironmentProblem, PipelineError
 
 Direction = Literal["maximize", "minimize"]
 HEARTBEAT_S, GRACE_S = 10, 60
-"""A worker that is stopped for longer than the second is taken for dead, and its trial is tried again by another."""
+"""A worker that gives no sign of life for the second is taken for dead, and its trial is tried again by another."""
+_UNBORN = timedelta(minutes=5)
+"""A trial that for so long has no worker yet lost it before its first sign of life."""
 _RETRIES = 3
 """Of one trial: what kills its worker four times is no accident."""
-_WORKER, _MEANING, _TRIES, REAPED = "worker", "meaning", "tries", "reaped"
+_OPENED = 3
+"""Two that find an empty database at once both make its tables, and one fails."""
+_WORKER, _MEANING, _TRIES, _AGAIN = "worker", "meaning", "tries", "again_of"
 
 
 def quiet_optuna() -> None:
@@ -49,24 +56,41 @@ def open_study(
     """Create a study, or go on with it. meaning: what all who take part must agree on. Raises PipelineError for another
     meaning or what is no URL, EnvironmentProblem where the database cannot be used."""
     quiet_optuna()
-    with _told(url):
-        storage = RDBStorage(
-            url,
-            heartbeat_interval=HEARTBEAT_S,
-            grace_period=GRACE_S,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(_RETRIES),
-        )
-        study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
-        _agree(study, meaning)
+    with told_of_databases(url):
+        study = optuna.create_study(study_name=name, storage=_storage(url), directions=directions, load_if_exists=True)
+        if meaning is not None:
+            if _MEANING not in study.user_attrs and not study.get_trials(deepcopy=False):
+                study.set_user_attr(_MEANING, {k: _short(v) for k, v in meaning.items()})
+            agree(study, meaning)
         if study.metric_names is None:
             study.set_metric_names(list(metrics))
     return study
 
 
+def _storage(url: str) -> RDBStorage:
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+    patient = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None
+    for tries in range(_OPENED):
+        try:
+            return RDBStorage(
+                url,
+                engine_kwargs=patient,
+                heartbeat_interval=HEARTBEAT_S,
+                grace_period=GRACE_S,
+                heartbeat_stale_trial_callback=_try_again,
+            )
+        except (IntegrityError, OperationalError, ProgrammingError) as error:
+            if tries + 1 == _OPENED or "exist" not in str(error):
+                raise
+            time.sleep(1)
+    raise AssertionError
+
+
 def load_study(url: str, name: str) -> optuna.Study:
     """One that is there. Raises PipelineError."""
     quiet_optuna()
-    with _told(url):
+    with told_of_databases(url):
         try:
             return optuna.load_study(study_name=name, storage=RDBStorage(url))
         except KeyError as error:
@@ -76,15 +100,10 @@ def load_study(url: str, name: str) -> optuna.Study:
             ) from error
 
 
-def _agree(study: optuna.Study, meaning: dict[str, Any] | None) -> None:
-    if meaning is None:
-        return
-    known = study.user_attrs.get(_MEANING)
-    if known is None and not study.get_trials(deepcopy=False):
-        study.set_user_attr(_MEANING, {k: _short(v) for k, v in meaning.items()})
-        known = study.user_attrs[_MEANING]
-    ours = {k: _short(v) for k, v in meaning.items()}
-    different = [k for k in ours if (known or {}).get(k) != ours[k]]
+def agree(study: optuna.Study, meaning: dict[str, Any]) -> None:
+    """Raises PipelineError where the study was begun with another meaning."""
+    known = study.user_attrs.get(_MEANING) or {}
+    different = [k for k, v in meaning.items() if known.get(k) != _short(v)]
     if different:
         raise PipelineError(
             f"search.study: the study {study.study_name!r} was begun with another {', another '.join(different)}; all "
@@ -97,24 +116,27 @@ def _short(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _told(url: str) -> Iterator[None]:
+def told_of_databases(url: str) -> Iterator[None]:
     """A database's errors in our words, without the password that some of theirs hold."""
     import sqlalchemy
 
     shown = without_password(url)
+    if shown == NO_URL:
+        raise PipelineError(
+            "search.storage: no database URL; expected one like postgresql://user@host/database, where @, : and / of a "
+            "password are quoted"
+        )
     try:
         yield
     except sqlalchemy.exc.NoSuchModuleError as error:
         raise PipelineError(f"search.storage: {shown}: SQLAlchemy knows no such database; take postgresql") from error
-    except sqlalchemy.exc.ArgumentError as error:
-        raise PipelineError("search.storage: no database URL; expected one like sqlite:///study.db") from error
     except ImportError as error:
         raise EnvironmentProblem(
             f"search.storage: {shown}: the driver of that database is missing; for PostgreSQL: pip "
             "install 'edgebuild[postgresql]'"
         ) from error
-    except sqlalchemy.exc.SQLAlchemyError as error:
-        raise EnvironmentProblem(f"search.storage: {shown}: cannot be opened: {_reason(error, url)}") from error
+    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
+        raise EnvironmentProblem(f"search.storage: {shown}: cannot be used: {_reason(error, url)}") from error
     except RuntimeError as error:
         if "optuna storage upgrade" not in str(error):
             raise
@@ -124,17 +146,30 @@ def _told(url: str) -> Iterator[None]:
         ) from error
 
 
-def _reason(error: Exception, url: str) -> str:
-    lines = str(getattr(error, "orig", None) or error).strip().splitlines() or [type(error).__name__]
-    _, _, rest = url.partition("://")
-    _, colon, password = rest.rpartition("@")[0].partition(":")
-    return lines[0].replace(password, "***") if colon and password else lines[0]
+def _reason(error: BaseException, url: str) -> str:
+    """Its first line, in the database's own words, without the password."""
+    from sqlalchemy.engine import make_url
+
+    cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+    lines = str(getattr(cause, "orig", None) or cause).strip().splitlines() or [type(cause).__name__]
+    password = make_url(url).password
+    return lines[0].replace(str(password), "***") if password else lines[0]
+
+
+@contextlib.contextmanager
+def one_at_a_time(url: str) -> Iterator[None]:
+    """For what SQLite, which locks no rows, would give to two processes at once: a trial that waits."""
+    if not url.startswith("sqlite:///"):
+        yield
+        return
+    with Path(url.removeprefix("sqlite:///") + ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager
 def alive(study: optuna.Study, trial: optuna.Trial, worker: str) -> Iterator[None]:
     """Signs of life of a trial while it is worked at. What it is told later than that by another is dropped."""
-    trial.set_user_attr(_WORKER, worker)
     storage, ended = study._storage, threading.Event()
 
     def beat() -> None:
@@ -142,10 +177,11 @@ def alive(study: optuna.Study, trial: optuna.Trial, worker: str) -> Iterator[Non
             with contextlib.suppress(Exception):  # a database out of reach for a moment; the next beat may get there
                 storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
 
-    storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
+        trial.set_user_attr(_WORKER, worker)
+        storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
         yield
     except UpdateFinishedTrialError:
         pass  # taken for dead meanwhile, and tried again by another
@@ -154,18 +190,35 @@ def alive(study: optuna.Study, trial: optuna.Trial, worker: str) -> Iterator[Non
         thread.join()
 
 
-def take_up(study: optuna.Study, worker: str) -> None:
-    """Try again what this worker, or one of its crew, left RUNNING when it was killed. What others left is found once
-    it has given no sign of life for GRACE_S (optuna.storages.fail_stale_trials)."""
+def take_up(study: optuna.Study, worker: str, alone: bool, retries: int | None = _RETRIES) -> None:
+    """Try again what this worker, or one of its crew, left RUNNING when it was killed. alone: nobody else takes part,
+    so all that is RUNNING was left. retries: of one trial; None: without end."""
     for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        owner = str(left.user_attrs.get(_WORKER))
-        if owner == worker or owner.startswith(f"{worker}/"):
-            trial = optuna.trial.Trial(study, left._trial_id)
-            trial.set_user_attr(REAPED, True)
-            study.tell(trial, state=TrialState.FAIL)
-            tries = left.user_attrs.get(_TRIES, 0) + 1
-            if (params := known_params(left)) and tries <= _RETRIES:
-                study.enqueue_trial(params, user_attrs={_TRIES: tries})
+        owner = left.user_attrs.get(_WORKER)
+        if alone or owner == worker or str(owner).startswith(f"{worker}/"):
+            _fail(study, left, retries)
+
+
+def take_up_lost(study: optuna.Study) -> None:
+    """The same of what any worker left that gave no sign of life for GRACE_S, or died before its first."""
+    optuna.storages.fail_stale_trials(study)
+    for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        begun = left.datetime_start
+        if _WORKER not in left.user_attrs and begun is not None and datetime.now() - begun > _UNBORN:
+            _fail(study, left)
+
+
+def _fail(study: optuna.Study, left: FrozenTrial, retries: int | None = _RETRIES) -> None:
+    with contextlib.suppress(UpdateFinishedTrialError):  # by another, who tries it again
+        if study._storage.set_trial_state_values(left._trial_id, state=TrialState.FAIL):
+            _try_again(study, left, retries)
+
+
+def _try_again(study: optuna.Study, left: FrozenTrial, retries: int | None = _RETRIES) -> None:
+    """Its parameters only: all else is found out anew."""
+    tries = left.user_attrs.get(_TRIES, 0) + 1
+    if retries is None or tries <= retries:
+        study.enqueue_trial(known_params(left), user_attrs={_TRIES: tries, _AGAIN: left.number})
 
 
 def known_params(trial: FrozenTrial) -> dict[str, Any]:
@@ -174,7 +227,7 @@ def known_params(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def own_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """All but those that were given up when their worker died, for they are tried again."""
+    """All but those that are tried again."""
     trials = study.get_trials(deepcopy=False)
-    again = {n for t in trials for n in t.system_attrs.get("retry_history", [])}
-    return [t for t in trials if REAPED not in t.user_attrs and t.number not in again]
+    again = {t.user_attrs[_AGAIN] for t in trials if _AGAIN in t.user_attrs}
+    return [t for t in trials if t.number not in again]

@@ -117,8 +117,8 @@ def _teach(run: Run, work: Path) -> dict[str, Any]:
     folder = _study_folder(run)
     study = open_study(database_url(None, folder, "tuning.db"), "teacher", ("maximize",), ("macro F1",))
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=2)
-    take_up(study, run.worker)
-    if not study.trials:
+    take_up(study, run.worker, alone=True, retries=None)
+    if not any(t.state != TrialState.FAIL for t in study.trials):
         study.enqueue_trial(_own(run))
     while sum(t.state.is_finished() and t.state != TrialState.FAIL for t in study.trials) < run.config.teacher.trials:
         finished = sum(t.state != TrialState.FAIL for t in study.trials)

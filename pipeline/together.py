@@ -27,10 +27,11 @@ from export.all_in import MODULES
 from export.artifact import ModelCard
 from latency.host import KEYS, this_host, version_of
 from latency.target import machine_of
+from models.joined import JoinedSpace
 from models.pretrained import Normalisation
 from models.spec import ModelSpec
 from pipeline.checkpoint import pixels
-from pipeline.config import BuildConfig
+from pipeline.config import BuildConfig, has_password
 from pipeline.data import Index
 from pipeline.errors import EnvironmentProblem, PipelineError
 from pipeline.find import begin, load_arrays, load_index, open_search
@@ -56,6 +57,11 @@ def search_together(run: Run) -> dict[str, Any]:
         raise PipelineError(
             "search.storage: a study that several machines share needs a database server, such as "
             "postgresql://user@host/database; SQLite is a file on this one"
+        )
+    if run.crew.ray is not None and has_password(run.config.search.storage or ""):
+        raise PipelineError(
+            "search.storage: a cluster of Ray keeps and shows the command that started a search: give no password in "
+            "it, but in ~/.pgpass on every node, or as PGPASSWORD before `ray start`"
         )
     with _cluster(ray, run.crew.ray):
         return _search_on(ray, run)
@@ -98,14 +104,14 @@ def _search_on(ray: ModuleType, run: Run) -> dict[str, Any]:
     placed: dict[str, Any] = {"resources": {TARGET: 1}}
     if run.config.target != "local":
         placed = {"scheduling_strategy": near}  # it is reached from here, and a lock there keeps timings apart
-    origin = Origin(run.config, run.folder, run.worker, run.host.key)
+    origin = Origin(run.config, run.folder.resolve(), run.worker, run.host.key)
     _check_targets(ray, run)
     references = ray.get(ray.remote(_references).options(num_cpus=0, **placed).remote(origin))
     timer = RayTimer(ray.remote(_time).options(num_cpus=0, max_retries=-1, **placed), origin, references)
     search = open_search(run)
     study = prepare(search, timer)
     home = ray.remote(Home).options(num_cpus=0, scheduling_strategy=near).remote(origin)
-    given = ray.put(Given(search.index, search.weights, _weights(search)))
+    given = ray.put(Given(search.index, search.space, search.weights, _weights(search)))
     count = run.crew.workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // 2)
     share = _share(ray, count, os.environ.get("EDGEBUILD_DEVICE", "auto"))
     run.say(f"search: {count} workers of {', '.join(f'{v:g} {k}' for k, v in share.items())}")
@@ -176,8 +182,14 @@ def _share(ray: ModuleType, count: int, device: str) -> dict[str, float]:
     cpus = able.get("CPU", 1) / count
     largest = max(n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"])
     gpus = able.get("GPU", 0) / count if device != "cpu" else 0
-    share = {"num_cpus": min(float(int(cpus)), largest) if cpus >= 1 else cpus}
+    whole = next((n for n in range(int(cpus), 0, -1) if _fit(ray, n) >= count), None)
+    share = {"num_cpus": float(whole) if whole else min(cpus, largest)}
     return share | ({"num_gpus": min(1.0, gpus)} if gpus else {})
+
+
+def _fit(ray: ModuleType, cpus: int) -> int:
+    """How many workers of so many CPUs the nodes take."""
+    return sum(int(n["Resources"].get("CPU", 0) // cpus) for n in ray.nodes() if n["Alive"])
 
 
 def _about() -> tuple[dict[str, Any], str | None]:
@@ -199,9 +211,11 @@ class Origin:
     def studies(self) -> Path:
         """Where records lie: in the run folder where this is its machine, else in a folder that goes with this
         process; what counts is in the study."""
+        return self.folder / "study" if self.is_here() else Path(_scratch().name)
+
+    def is_here(self) -> bool:
         identity = self.folder / ".id"
-        here = identity.is_file() and identity.read_text() == self.worker
-        return self.folder / "study" if here else Path(_scratch().name)
+        return identity.is_file() and identity.read_text() == self.worker
 
 
 @cache
@@ -282,6 +296,7 @@ class Given:
     with, as a file's bytes, where it is a file."""
 
     index: Index
+    space: JoinedSpace
     weights_key: str
     weights: bytes | None
 
@@ -319,11 +334,13 @@ class SearchWorker:
             f"{origin.worker}/{number}",
             say,
             number,
+            given.space,
+            at_home=origin.is_here(),
         )
 
     def work(self) -> str:
         study = self._search.open()
-        take_up(study, self._search.worker)
+        take_up(study, self._search.worker, alone=False)
         return work(self._search, study, self._timer)
 
     def _arrays_for(self, spec: ModelSpec) -> Arrays:

@@ -30,8 +30,8 @@ from pipeline.measured import Timing
 from pipeline.progress import Epoch
 from pipeline.search import Search
 from pipeline.short import Trainer
-from pipeline.study import alive
-from pipeline.tally import Tally
+from pipeline.study import alive, one_at_a_time, take_up_lost
+from pipeline.tally import Tally, all_at_work, used_up
 from pipeline.train import Fit
 from tests.postgres import Missing, server
 
@@ -80,18 +80,34 @@ def opened(folder: Path, storage: str | None) -> Search:
 
 
 def trials(search: Search, study: optuna.Study, count: int) -> Iterator[tuple[float, float]]:
-    """(all of it, of which Optuna's drawing) in seconds, of each further trial."""
+    """(all of it, of which Optuna's drawing) in seconds, of each further trial: what `pipeline.search.work` does."""
     timer = DrawnTimer(0)
     for _ in range(count):
-        began = time.perf_counter()
+        began, drawing = time.perf_counter(), [0.0]
+        take_up_lost(study)
         tally = Tally.of(study, LIMIT_MS)
-        study.sampler = searching.sampler("tpe", True, 0, tally.asked, 0)
-        before = time.perf_counter()
-        trial = study.ask()
-        drawn = time.perf_counter() - before
+        assert not used_up(tally, search.config)
+        assert not all_at_work(tally, search.config)
+        study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+        study.sampler = clocked(searching.sampler("tpe", True, 0, tally.asked, 0), drawing)
+        with one_at_a_time(search.url):
+            trial = study.ask()
         with alive(study, trial, search.worker):
             searching._evaluate(study, trial, search, timer)
-        yield time.perf_counter() - began, drawn
+        yield time.perf_counter() - began, drawing[0]
+
+
+def clocked(sampler: optuna.samplers.BaseSampler, drawing: list[float]) -> optuna.samplers.BaseSampler:
+    own = sampler.sample_relative
+
+    def timed(*args: Any) -> dict[str, Any]:
+        began = time.perf_counter()
+        found = own(*args)
+        drawing[0] += time.perf_counter() - began
+        return found
+
+    sampler.sample_relative = timed  # type: ignore[method-assign]
+    return sampler
 
 
 def main() -> None:

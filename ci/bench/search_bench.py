@@ -5,7 +5,7 @@ same short training, same measurement of each candidate (its exported model, on 
 
 - lineage: every candidate is trained, however slow; Optuna's TPE with three objectives, told what was found;
 - filter: candidates over the limit are told PRUNED untrained, but no constraint: the sampler learns nothing of why;
-- ours: `pipeline.search`.
+- ours: `pipeline.search` as it is by default; `--arms ours:gp` and the like: with another `search.sampler`.
 
 What finishes after the time is up does not count. Resumable: each arm is stored when it is done, and a seed's arms must
 be of one host. Table on screen, every trial in the JSON beside. Nothing else may run meanwhile.
@@ -30,9 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import optuna
 
+from export.errors import ExportError
+from latency.errors import LatencyError
 from latency.host import this_host
 from latency.machine import LOCAL
 from models.build import profile
+from models.language import SpecError
 from models.pretrained import Normalisation
 from pipeline.checkpoint import student_card
 from pipeline.config import check_config
@@ -73,10 +76,15 @@ def baseline(search: Search, filtered: bool, seed: int, minutes: float) -> list[
     with candidate_timer(search.config, search.folder, LOCAL) as timer:
         while (start := time.perf_counter()) - began < 60 * minutes:
             trial = study.ask()
-            candidate = search.space.suggest(trial, len(search.index.classes))
-            card = student_card(candidate.spec, search.index.classes, search.config.data.fit)
-            params = profile(candidate.spec).params
-            best, over = best_form(search.config, timer.time(candidate.spec, card, search.config.seed), params)
+            try:
+                candidate = search.space.suggest(trial, len(search.index.classes))
+                card = student_card(candidate.spec, search.index.classes, search.config.data.fit)
+                params = profile(candidate.spec).params
+                timings = timer.time(candidate.spec, card, search.config.seed)
+            except (SpecError, ExportError, LatencyError):  # ours passes over it too
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                continue
+            best, over = best_form(search.config, timings, params)
             curve: list[float] = []
             if filtered and over["latency"] > 0:
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
@@ -115,7 +123,7 @@ def ours(search: Search) -> list[Row]:
     return sorted(rows, key=lambda r: r.end_s)
 
 
-def arm(name: str, seed: int, args: argparse.Namespace, folder: Path) -> list[Row]:
+def arm(name: str, seed: int, args: argparse.Namespace, folder: Path, controls: dict[str, str]) -> list[Row]:
     config = check_config(
         {
             "seed": seed,
@@ -123,6 +131,7 @@ def arm(name: str, seed: int, args: argparse.Namespace, folder: Path) -> list[Ro
             "latency": {"limit_ms": args.limit_ms},
             "student": {"weights": args.weights or "none"},
             "search": {
+                "sampler": name.partition(":")[2] or "tpe",
                 "space": args.space,
                 "trials": 100_000,
                 "max_asked": 100_000,
@@ -143,13 +152,12 @@ def arm(name: str, seed: int, args: argparse.Namespace, folder: Path) -> list[Ro
     search = open_search(run)
     measurements = search.folder / "measurements"
     measurements.mkdir(parents=True)
-    for file in folder.glob(f"control-{seed}-*"):  # all arms of a seed count in the same milliseconds
-        shutil.copy(file, measurements / file.name.replace(f"control-{seed}-", "control-"))
+    for file, text in controls.items():  # all arms of a seed count in the same milliseconds
+        (measurements / file).write_text(text)
     for size in search.space.input_sizes:
         load_arrays(run, search.index, size, Normalisation((0.0,) * 3, (1.0,) * 3))
-    rows = ours(search) if name == "ours" else baseline(search, name == "filter", seed, args.minutes)
-    for file in measurements.glob("control-*"):
-        shutil.copy(file, folder / file.name.replace("control-", f"control-{seed}-"))
+    rows = ours(search) if name.startswith("ours") else baseline(search, name == "filter", seed, args.minutes)
+    controls |= {file.name: file.read_text() for file in measurements.glob("control-*")}
     return rows
 
 
@@ -184,24 +192,29 @@ def interval(values: list[float]) -> str:
 
 
 def show(done: dict[str, dict[str, list[Row]]], limit_ms: float, minutes: float) -> dict[str, Any]:
-    seeds = [s for s, arms in done.items() if set(arms) == set(ARMS)]
-    found = {a: [figures(done[s][a], limit_ms, minutes) for s in seeds] for a in ARMS}
+    """Over the seeds of which every arm that any has is there."""
+    names = list(dict.fromkeys(a for arms in done.values() for a in arms))
+    seeds = [s for s, arms in done.items() if set(arms) == set(names)]
     if not seeds:
         return {}
+    found = {a: [figures(done[s][a], limit_ms, minutes) for s in seeds] for a in names}
     print(f"\n{len(seeds)} seeds, {minutes:g} minutes an arm, limit {limit_ms:g} ms; mean (95 % over the seeds)")
-    for key in found["ours"][0]:
-        print(f"{key:30}" + "".join(f"{a} {interval([f[key] for f in found[a]]):34}" for a in ARMS))
-    differences = {}
-    for other in ARMS[:2]:
-        for key in ("best F1 under the limit", "hypervolume"):
-            gain = [o[key] - b[key] for o, b in zip(found["ours"], found[other], strict=True)]
-            differences[f"ours - {other}: {key}"] = gain
-            print(f"ours - {other}, {key}: {interval(gain)}")
-    share = []
-    for seed, lineage in zip(seeds, found["lineage"], strict=True):
-        share.append(reached_s(done[seed]["ours"], limit_ms, lineage["best F1 under the limit"]) / (60 * minutes))
-    print(f"share of the time after which ours has the lineage's best: {', '.join(f'{s:.2f}' for s in share)}")
-    return {"figures": found, "differences": differences, "share_of_time_to_the_lineages_best": share}
+    for key in next(iter(found.values()))[0]:
+        print(f"{key}:")
+        for name, rows in found.items():
+            print(f"    {name:10} {interval([f[key] for f in rows])}")
+    differences, share = {}, {}
+    for own in (a for a in names if a.startswith("ours")):
+        for other in (a for a in names if not a.startswith("ours")):
+            for key in ("best F1 under the limit", "hypervolume"):
+                gain = [o[key] - b[key] for o, b in zip(found[own], found[other], strict=True)]
+                differences[f"{own} - {other}: {key}"] = gain
+                print(f"{own} - {other}, {key}: {interval(gain)}")
+            best = [f["best F1 under the limit"] for f in found[other]]
+            times = [reached_s(done[s][own], limit_ms, f1) / (60 * minutes) for s, f1 in zip(seeds, best, strict=True)]
+            share[f"{own}: {other}"] = times
+            print(f"share of the time after which {own} has the best F1 of {other}: {[round(t, 2) for t in times]}")
+    return {"figures": found, "differences": differences, "share_of_time_to_the_others_best": share}
 
 
 def main() -> None:
@@ -210,6 +223,7 @@ def main() -> None:
     parser.add_argument("--space", default="cpu")
     parser.add_argument("--weights", help="of a network that a space begins with")
     parser.add_argument("--limit-ms", type=float, default=0.4)
+    parser.add_argument("--arms", nargs="+", default=ARMS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--epochs", type=int, default=4)
@@ -220,7 +234,7 @@ def main() -> None:
     host = this_host()
     recipe = {k: getattr(args, k) for k in ("space", "limit_ms", "minutes", "epochs", "subset")}
     record: dict[str, Any] = json.loads(args.output.read_text()) if args.output.is_file() else {}
-    space = record.setdefault(args.space, {"recipe": recipe, "hosts": {}, "rows": {}})
+    space = record.setdefault(args.space, {"recipe": recipe, "hosts": {}, "controls": {}, "rows": {}})
     if space["recipe"] != recipe:
         sys.exit(f"{args.output}: has another recipe for {args.space}, {space['recipe']}; give another --output")
     with tempfile.TemporaryDirectory() as scratch:
@@ -228,17 +242,18 @@ def main() -> None:
         for seed in map(str, range(args.seeds)):
             rows = space["rows"].setdefault(seed, {})
             if space["hosts"].setdefault(seed, host.as_dict())["key"] != host.key:
-                if set(rows) == set(ARMS):
+                if set(rows) >= set(args.arms):
                     continue
                 space["hosts"][seed], space["rows"][seed] = (
                     host.as_dict(),
                     (rows := {}),
                 )  # arms of two hosts do not pair
-            turn = int(seed) % len(ARMS)
-            for name in ARMS[turn:] + ARMS[:turn]:
+            controls = space["controls"].setdefault(seed, {})
+            turn = int(seed) % len(args.arms)
+            for name in [*args.arms[turn:], *args.arms[:turn]]:
                 if name not in rows:
                     print(f"{args.space}, seed {seed}, {name}", flush=True)
-                    rows[name] = [rounded(r) for r in arm(name, int(seed), args, Path(scratch))]
+                    rows[name] = [rounded(r) for r in arm(name, int(seed), args, Path(scratch), controls)]
                     write_json(args.output, record)
     done = {s: {a: [Row(**r) for r in rows] for a, rows in arms.items()} for s, arms in space["rows"].items()}
     space["summary"] = show(done, args.limit_ms, args.minutes)

@@ -1,7 +1,11 @@
 """Studies: what workers must agree on, trials that a killed one left, and databases that cannot be used."""
 
+import os
 import sqlite3
+import subprocess
+import sys
 import time
+from datetime import timedelta
 
 import optuna
 import pytest
@@ -10,7 +14,8 @@ from optuna.trial import TrialState
 from pipeline import study as studies
 from pipeline.config import load_config, without_password
 from pipeline.errors import EnvironmentProblem, PipelineError
-from pipeline.study import REAPED, alive, database_url, load_study, open_study, own_trials, take_up
+from pipeline.study import alive, database_url, load_study, open_study, own_trials, take_up, take_up_lost
+from tests.conftest import ROOT
 
 ARGS = (("maximize", "minimize"), ("F1", "ms"))
 
@@ -42,23 +47,74 @@ def test_what_a_killed_worker_had_in_hand_is_tried_again(tmp_path):
         trial.suggest_int("x", 0, 9)
         trial.set_user_attr("worker", worker)
     drawn = [t.params for t in study.trials]
-    take_up(study, "me")
+    take_up(study, "me", alone=False)
     assert [t.state for t in study.trials[:3]] == [TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING]
-    assert len(own_trials(study)) == 3
+    assert [t.number for t in own_trials(study)] == [2, 3, 4]
     again = [study.ask() for _ in range(2)]
     assert [{"x": t.suggest_int("x", 0, 9)} for t in again] == drawn[:2]
 
 
-def test_what_kills_its_worker_again_and_again_is_left_alone(tmp_path):
+def test_one_that_was_killed_before_its_first_sign_of_life(tmp_path, monkeypatch):
+    study = opened(tmp_path)
+    study.ask()
+    take_up(study, "me", alone=False)
+    take_up_lost(study)
+    assert study.trials[0].state == TrialState.RUNNING  # it may be somebody's
+    monkeypatch.setattr(studies, "_UNBORN", timedelta(0))
+    take_up_lost(study)
+    assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    study.ask()
+    take_up(study, "me", alone=True)
+    assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.FAIL, TrialState.WAITING]
+    assert len(own_trials(study)) == 1
+
+
+def test_what_it_had_found_out_is_found_out_anew(tmp_path):
+    study = opened(tmp_path)
+    trial = study.ask()
+    trial.suggest_int("x", 0, 9)
+    trial.set_constraint("latency", -0.5)
+    trial.set_user_attr("training", "abc")
+    take_up(study, "me", alone=True)
+    assert "training" not in study.trials[1].user_attrs
+    assert study.trials[1].constraints == {}
+
+
+@pytest.mark.parametrize(("retries", "trials"), [(3, 4), (None, 10)])
+def test_what_kills_its_worker_again_and_again_is_left_alone(retries, trials, tmp_path):
     study = opened(tmp_path)
     study.enqueue_trial({"x": 1})
     for _ in range(10):
         if not study.get_trials(states=(TrialState.WAITING,)):
             break
-        study.ask().set_user_attr("worker", "me")
-        take_up(study, "me")
-    assert len(study.trials) == 4
-    assert all(REAPED in t.user_attrs for t in study.trials)
+        assert study.ask().suggest_int("x", 0, 9) == 1
+        if len(study.trials) < 10:
+            take_up(study, "me", alone=True, retries=retries)
+    assert len(study.trials) == trials
+    assert len(own_trials(study)) == 1
+
+
+_ASK = """
+import sys
+from pipeline.study import one_at_a_time, open_study
+
+url = sys.argv[1]
+study = open_study(url, "s", ("maximize", "minimize"), ("F1", "ms"))
+for _ in range(10):
+    with one_at_a_time(url):
+        trial = study.ask()
+    study.tell(trial, [trial.suggest_int("x", 0, 99), 1])
+"""
+
+
+def test_a_trial_that_waits_is_given_to_one_process_only(tmp_path):
+    study, url = opened(tmp_path), database_url(None, tmp_path)
+    for i in range(20):
+        study.enqueue_trial({"x": i})
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen([sys.executable, "-c", _ASK, url], env=environment) for _ in range(2)]
+    assert [p.wait(120) for p in both] == [0, 0]
+    assert sorted(t.values[0] for t in study.trials) == list(range(20))
 
 
 def test_a_worker_that_gives_no_sign_of_life_is_taken_for_dead(tmp_path, monkeypatch):
@@ -67,16 +123,17 @@ def test_a_worker_that_gives_no_sign_of_life_is_taken_for_dead(tmp_path, monkeyp
     study = opened(tmp_path)
     lives, dies = study.ask(), study.ask()
     dies.suggest_int("x", 5, 5)
+    dies.set_user_attr("worker", "b")
     study._storage.record_heartbeat(dies._trial_id)
     with alive(study, lives, "a"):
         deadline = time.monotonic() + 20
         while study.trials[1].state == TrialState.RUNNING and time.monotonic() < deadline:
             time.sleep(0.5)
-            optuna.storages.fail_stale_trials(study)
+            take_up_lost(study)
     states = [t.state for t in study.trials]
     assert states == [TrialState.RUNNING, TrialState.FAIL, TrialState.WAITING]
-    assert study.trials[2].params == {"x": 5}
     assert [t.number for t in own_trials(study)] == [0, 2]
+    assert study.ask().suggest_int("x", 0, 9) == 5
 
 
 def test_what_is_told_too_late_is_dropped(tmp_path):
@@ -92,12 +149,11 @@ def test_what_is_told_too_late_is_dropped(tmp_path):
     ("url", "shown"),
     [
         ("postgresql://me:secret@host/db", "postgresql://me@host/db"),
-        (
-            "postgresql://me@host/db?sslmode=require&password=secret",
-            "postgresql://me@host/db?sslmode=require&password=",
-        ),
+        ("postgresql://me@host/db?sslmode=require&password=secret", "postgresql://me@host/db?sslmode=require"),
+        ("postgresql://me@host/db?sslpassword=secret&password=sec@ret", "postgresql://me@host/db"),
         ("postgresql://me:p%40s:secret@host:5432/db", "postgresql://me@host:5432/db"),
-        ("postgresql://me:sec@ret@host/db", "postgresql://me@host/db"),
+        ("postgresql://me:sec@ret@host/db", "(no URL)"),
+        ("postgresql://me:sec@ret:x@host/db", "(no URL)"),
         ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),
         ("secret", "(no URL)"),
     ],
@@ -113,13 +169,15 @@ def test_no_password_is_shown_or_kept(url, shown, tiny):
     ("url", "error", "text"),
     [
         ("study.db", PipelineError, "search.storage: no database URL"),
+        ("postgresql://me:secret@ret:x@host/db", PipelineError, "search.storage: no database URL"),
+        ("postgresql://me:secret@ret@host/db", PipelineError, "search.storage: no database URL"),
         ("nosql://me:secret@host/db", PipelineError, "nosql://me@host/db: SQLAlchemy knows no such database"),
         ("mysql://me:secret@host/db", EnvironmentProblem, "mysql://me@host/db: the driver of that database is missing"),
-        ("sqlite:////nowhere/at/all.db", EnvironmentProblem, "cannot be opened: unable to open database file"),
+        ("sqlite:////nowhere/at/all.db", EnvironmentProblem, "cannot be used: unable to open database file"),
         (
             "postgresql://me:secret@127.0.0.1:1/db",
             EnvironmentProblem,
-            "postgresql+psycopg://me@127.0.0.1:1/db: cannot be opened: ",
+            "postgresql+psycopg://me@127.0.0.1:1/db: cannot be used: ",
         ),
     ],
 )
