@@ -122,12 +122,12 @@ def test_the_choice_is_measured_again_and_says_why_the_others_lost(round1, cli):
 
 
 def test_of_limits_that_nothing_keeps_the_nearest_miss_and_what_would_help_are_told(cli, tiny, tmp_path):
-    settings = ["limits.memory=20MB", "search.max_asked=20"]
+    settings = ["limits.memory=20MB", "search.max_asked=12"]
     result, said = done(cli, "search", "-c", tiny, "--run-dir", tmp_path / "r", settings=settings)
-    assert (result["asked"], result["rejected_untrained"], result["trained"]) == (20, 20, 0)
+    assert (result["asked"], result["rejected_untrained"], result["trained"]) == (12, 12, 0)
     assert "memory " in said
-    assert "none of 20 candidates keeps the limits: the nearest of 20 measured candidates takes" in said
+    assert "none of 12 candidates keeps the limits: the nearest of 12 measured candidates takes" in said
     assert "memory hangs most on" in said
     told, _ = done(cli, "select", "--run-dir", tmp_path / "r", code=1)
-    assert "no candidate keeps the limit: the nearest of 20" in told
+    assert "no candidate keeps the limit: the nearest of 12" in told
     assert "memory" in told

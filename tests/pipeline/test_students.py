@@ -39,6 +39,7 @@ def swept(cli, tiny, weights, tmp_path_factory):
         "search.trials=1",
         "search.input_sizes=[32, 64]",
         "search.measure=[openvino-f32, openvino-int8]",
+        "search.values={neck/type: Pass, neck/out: 128}",
         f"student.network={NETWORK}",
         f"student.weights={weights}",
         "student.until=[blocks.1, blocks.2]",
