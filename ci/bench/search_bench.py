@@ -38,13 +38,14 @@ from models.build import profile
 from models.language import SpecError
 from models.pretrained import Normalisation
 from pipeline.checkpoint import student_card
-from pipeline.config import check_config
+from pipeline.config import Stop, check_config
 from pipeline.files import write_json
 from pipeline.find import DATA, load_arrays, open_search
 from pipeline.front import hypervolume
 from pipeline.limits import best_form
 from pipeline.search import Search, candidate_timer, run_search
 from pipeline.stages import Run, perform
+from pipeline.stopping import Curve, replay
 from pipeline.study import database_url, own_trials, quiet_optuna
 from pipeline.tally import fate
 
@@ -217,6 +218,29 @@ def show(done: dict[str, dict[str, list[Row]]], limit_ms: float, minutes: float)
     return {"figures": found, "differences": differences, "share_of_time_to_the_others_best": share}
 
 
+def show_stopping(done: dict[str, dict[str, list[Row]]], epochs: int) -> dict[str, Any]:
+    """What `search.stop` as it is by default would have done to the studies that trained everything to the end."""
+    rule, found = Stop(), []
+    for arms in done.values():
+        for rows in (rows for name, rows in arms.items() if not name.startswith("ours")):
+            whole = [Curve(r.latency_ms, tuple(r.f1_by_epoch)) for r in rows if len(r.f1_by_epoch) == epochs]
+            points, past = [(max(c.f1), c.latency_ms) for c in whole], replay(whole, epochs, rule)
+            kept, slowest = [p for i, p in enumerate(points) if i not in past.stopped], max(ms for _, ms in points)
+            found.append(
+                {
+                    "trained": len(whole),
+                    "stopped": len(past.stopped),
+                    "epochs_saved": past.epochs_saved / past.epochs,
+                    "best_f1_missed": max(points)[0] - max(kept)[0],
+                    "hypervolume_missed": 1 - hypervolume(kept, slowest) / hypervolume(points, slowest),
+                }
+            )
+    print(f"\nearly stopping ({rule}), replayed on {len(found)} studies in which all were trained to the end:")
+    for key in found[0]:
+        print(f"    {key:20} {', '.join(f'{f[key]:.3g}' for f in found)}")
+    return {"rule": rule.model_dump(), "studies": found}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -248,7 +272,7 @@ def main() -> None:
                     host.as_dict(),
                     (rows := {}),
                 )  # arms of two hosts do not pair
-            controls = space["controls"].setdefault(seed, {})
+            controls = space.setdefault("controls", {}).setdefault(seed, {})
             turn = int(seed) % len(args.arms)
             for name in [*args.arms[turn:], *args.arms[:turn]]:
                 if name not in rows:
@@ -257,6 +281,7 @@ def main() -> None:
                     write_json(args.output, record)
     done = {s: {a: [Row(**r) for r in rows] for a, rows in arms.items()} for s, arms in space["rows"].items()}
     space["summary"] = show(done, args.limit_ms, args.minutes)
+    space["stopping"] = show_stopping(done, args.epochs)
     write_json(args.output, record)
 
 
