@@ -1,4 +1,4 @@
-"""The first stages: data and search; and what others need of them."""
+"""The first stage, data, and what a search or a training needs of it: photos, networks as they begin, weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,17 +15,16 @@ from models.build import build
 from models.language import canonical_hash
 from models.pretrained import Normalisation, check_weights, load_stages
 from models.spec import ModelSpec
-from pipeline import FORMAT, demo_data
+from pipeline import demo_data
 from pipeline.checkpoint import is_pretrained, pixels
-from pipeline.config import Student, Teacher, without_password
+from pipeline.config import Student, Teacher
 from pipeline.data import Index, list_files, repeated, scan
 from pipeline.data import summary as data_summary
 from pipeline.errors import EnvironmentProblem
-from pipeline.files import write_json
 from pipeline.images import decoded, train_size
 from pipeline.inputs import Arrays
-from pipeline.search import Search, candidate_timer, run_search
-from pipeline.stages import Crew, Run, Stage
+from pipeline.search import Search
+from pipeline.stages import Run, Stage
 
 # --- data ------------------------------------------------------------------------------------------------------------
 
@@ -118,30 +117,4 @@ def open_search(run: Run) -> Search:
     )
 
 
-def _search_inputs(run: Run) -> dict[str, Any]:
-    search = run.config.search
-    return {
-        "study": open_search(run).study_name,
-        "meaning": open_search(run).meaning,
-        "storage": search.storage and without_password(search.storage),
-        "sampler": search.sampler,
-        "trials": search.trials,
-        "max_asked": search.max_asked,
-        "max_minutes": search.max_minutes,
-    }
-
-
-def _do_search(run: Run, work: Path) -> dict[str, Any]:
-    if run.crew == Crew():
-        with candidate_timer(run.config, run.folder / "study", run.machine) as timer:
-            result = run_search(open_search(run), timer)
-    else:
-        from pipeline.together import search_together  # it stands on this module
-
-        result = search_together(run)
-    write_json(work / "trials.json", {"format": FORMAT, **result})
-    return {k: v for k, v in result.items() if k != "trials"}
-
-
 DATA = Stage("data", (), _data_inputs, _data)
-SEARCH = Stage("search", ("data",), _search_inputs, _do_search, resumes=True, wanted=lambda c: c.student.model is None)

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from pipeline import FORMAT, distill, find, precheck, race, select, ship, teach
+from pipeline import FORMAT, distill, find, precheck, race, search_stage, select, ship, teach
 from pipeline.errors import NoCandidate, PipelineError
 from pipeline.files import write_json
 from pipeline.stages import Done, Run, Stage, current, perform
 
 STAGES: tuple[Stage, ...] = (
     find.DATA,
-    find.SEARCH,
+    search_stage.SEARCH,
     select.SELECT,
     teach.TEACH,
     distill.DISTILL,

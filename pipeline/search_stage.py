@@ -1,0 +1,38 @@
+"""The stage `search`: by this process alone, or by a crew."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline import FORMAT
+from pipeline.config import without_password
+from pipeline.files import write_json
+from pipeline.find import open_search
+from pipeline.search import candidate_timer, run_search
+from pipeline.stages import Crew, Run, Stage
+from pipeline.together import search_together
+
+
+def _inputs(run: Run) -> dict[str, Any]:
+    search = run.config.search
+    return {
+        "study": open_search(run).study_name,
+        "meaning": open_search(run).meaning,
+        "storage": search.storage and without_password(search.storage),
+        "sampler": search.sampler,
+        "trials": search.trials,
+        "max_asked": search.max_asked,
+        "max_minutes": search.max_minutes,
+    }
+
+
+def _search(run: Run, work: Path) -> dict[str, Any]:
+    if run.crew == Crew():
+        with candidate_timer(run.config, run.folder / "study", run.machine) as timer:
+            result = run_search(open_search(run), timer)
+    else:
+        result = search_together(run)
+    write_json(work / "trials.json", {"format": FORMAT, **result})
+    return {k: v for k, v in result.items() if k != "trials"}
+
+
+SEARCH = Stage("search", ("data",), _inputs, _search, resumes=True, wanted=lambda c: c.student.model is None)
