@@ -48,16 +48,16 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return str(error), USAGE
     if isinstance(error, LatencyError | ExportError):
         return str(error), ENVIRONMENT
-    if type(error).__name__ == "StorageInternalError":  # of Optuna, which is not loaded for every command
-        return (
-            "search.storage: the database can be used no more: it went away, or refuses to be written; what was told "
-            "is kept, the same command goes on from there"
-        ), ENVIRONMENT
     if (cause := _disk_full(error)) is not None:
         where = getattr(cause, "filename", None)
         return (
             f"the disk is full{f' (writing {where})' if where else ''}; free some space, or give a --run-dir on "
             "another disk; what was finished is kept, the same command goes on from there"
+        ), ENVIRONMENT
+    if type(error).__name__ == "StorageInternalError":  # of Optuna, which is not loaded for every command
+        return (
+            "search.storage: the database can be used no more: it went away, or refuses to be written; what was told "
+            "is kept, the same command goes on from there"
         ), ENVIRONMENT
     # torch's, of a GPU; and of a CPU, which is a plain RuntimeError
     no_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

@@ -136,6 +136,8 @@ def told_of_databases(url: str) -> Iterator[None]:
             "install 'edgebuild[postgresql]'"
         ) from error
     except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
+        if "disk is full" in _reason(error, url):
+            raise  # told by whoever tells of full disks
         raise EnvironmentProblem(f"search.storage: {shown}: cannot be used: {_reason(error, url)}") from error
     except RuntimeError as error:
         if "optuna storage upgrade" not in str(error):
