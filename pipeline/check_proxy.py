@@ -13,17 +13,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from models.space import Candidate, Hyper
-from models.spec import ModelSpec
 from pipeline import FORMAT
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.find import open_search
+from pipeline.short import candidate_of
 from pipeline.stages import Run
 from pipeline.tally import TRAINED
 
-LEAST = 5
-"""Fewer pairs have no interval to speak of."""
 _REPEATED, _SEEDS = 3, 3
 """Short trainings are repeated for so many candidates, with so many seeds each, the search's own included."""
 
@@ -56,7 +53,8 @@ def repeat_noise(repeats: Sequence[Sequence[float]]) -> float:
 
 
 def check_proxy(run: Run, count: int) -> dict[str, Any]:
-    """Raises PipelineError where fewer were trained. What was trained is kept, so a killed check goes on."""
+    """count: 5 at the least, for fewer pairs have no interval to speak of. Raises PipelineError where fewer were
+    trained. What was trained is kept, so a killed check goes on."""
     result, trainer = run.read("search", "trials.json"), open_search(run).trainer
     distinct = {t["training"]: t for t in result["trials"] if t["state"] == TRAINED}
     trained = sorted(distinct.values(), key=lambda t: -t["f1_macro"])
@@ -71,14 +69,14 @@ def check_proxy(run: Run, count: int) -> dict[str, Any]:
     pairs = []
     for i, t in enumerate(chosen, 1):
         name = f"check {i} of {count}: trial {t['trial']}, {epochs} epochs"
-        full = trainer.at_length(_candidate(t), epochs, name)
+        full = trainer.at_length(candidate_of(t), epochs, name)
         pairs.append({"trial": t["trial"], "short": t["f1_macro"], "full": full})
         run.say(f"{name}: F1 {full:.4f}, {t['f1_macro']:.4f} after the short training")
     repeats = []
     for t in [chosen[round(i * (count - 1) / (_REPEATED - 1))] for i in range(_REPEATED)]:
         seeds = range(run.config.seed + 1, run.config.seed + _SEEDS)
         names = [f"check: trial {t['trial']} again, seed {s}" for s in seeds]
-        again = [trainer.repeated(_candidate(t), s, n) for s, n in zip(seeds, names, strict=True)]
+        again = [trainer.repeated(candidate_of(t), s, n) for s, n in zip(seeds, names, strict=True)]
         repeats.append({"trial": t["trial"], "f1_by_seed": [t["f1_macro"], *again]})
     rank = rank_correlation([p["short"] for p in pairs], [p["full"] for p in pairs])
     found = {
@@ -95,7 +93,3 @@ def check_proxy(run: Run, count: int) -> dict[str, Any]:
     }
     write_json(run.folder / "study" / "proxy.json", found)
     return found
-
-
-def _candidate(trial: dict[str, Any]) -> Candidate:
-    return Candidate(ModelSpec.parse(trial["spec"]), Hyper(**trial["hyper"]))

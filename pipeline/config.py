@@ -268,14 +268,10 @@ NO_URL = "(no URL)"
 
 def without_password(url: str) -> str:
     """As far as it can be read as one; what cannot may hold a password anywhere, so nothing of it is shown."""
-    from sqlalchemy.engine import URL, make_url
-    from sqlalchemy.exc import ArgumentError
+    from sqlalchemy.engine import URL
 
-    try:
-        known = make_url(url)
-    except (ArgumentError, ValueError):
-        return NO_URL
-    if "@" in (known.host or ""):  # of a password that is not quoted
+    known = _database(url)
+    if known is None or "@" in (known.host or ""):  # an @ of a password that is not quoted
         return NO_URL
     query = {k: v for k, v in known.query.items() if "password" not in k}
     shown = URL.create(known.drivername, known.username, None, known.host, known.port, known.database, query)
@@ -283,14 +279,19 @@ def without_password(url: str) -> str:
 
 
 def has_password(url: str) -> bool:
+    known = _database(url)
+    return known is not None and (known.password is not None or any("password" in k for k in known.query))
+
+
+def _database(url: str) -> Any:
+    """SQLAlchemy's reading of it; None where it is no URL."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
     try:
-        known = make_url(url)
+        return make_url(url)
     except (ArgumentError, ValueError):
-        return False  # told by whoever opens it
-    return known.password is not None or any("password" in k for k in known.query)
+        return None
 
 
 def load_config(name: str | Path, overrides: list[str] | None = None) -> BuildConfig:

@@ -15,13 +15,13 @@ from export.all_in import PARTS, measure_all_in
 from export.artifact import Artifact
 from export.preprocess import Preprocess
 from latency.measure import measure
-from models.space import Candidate, Hyper
 from models.spec import ModelSpec
 from pipeline.checkpoint import student_card
 from pipeline.choose import Row
 from pipeline.find import load_index, open_search
 from pipeline.measured import Form, write_form
 from pipeline.score import score
+from pipeline.short import candidate_of
 from pipeline.stages import Run
 
 _TRIES = 2
@@ -77,7 +77,7 @@ def _more_seeds(run: Run, trial: Trial) -> list[float]:
     if run.config.select.seeds == 1:
         return []
     trainer = open_search(run).trainer
-    candidate = Candidate(ModelSpec.parse(trial["spec"]), Hyper(**trial["hyper"]))
+    candidate = candidate_of(trial)
     seeds = range(run.config.seed + 1, run.config.seed + run.config.select.seeds)
     return [trainer.repeated(candidate, seed, f"select: trial {trial['trial']}, seed {seed}") for seed in seeds]
 

@@ -45,6 +45,6 @@ def best_form(config: BuildConfig, timings: Sequence[Timing], params: int) -> tu
     return min(shares, key=lambda found: (max(0.0, *found[1].values()), found[0].p90_ms))
 
 
-def told(over: dict[str, float]) -> str:
+def told_over(over: dict[str, float]) -> str:
     """The limits that are not kept, for people: `size 12 % over its limit`."""
     return ", ".join(f"{name} {share:.0%} over its limit" for name, share in over.items() if share > 0)

@@ -33,7 +33,7 @@ from pipeline.data import Index
 from pipeline.errors import EnvironmentProblem, OutOfMemory
 from pipeline.inputs import Arrays
 from pipeline.insight import what_helps
-from pipeline.limits import best_form, told
+from pipeline.limits import best_form, told_over
 from pipeline.measured import CandidateTimer, Timer, Timing, forms
 from pipeline.progress import Epoch
 from pipeline.samplers import sampler, warning
@@ -291,7 +291,7 @@ def _evaluate(study: optuna.Study, trial: optuna.Trial, search: Search, timer: T
     head = f"trial {trial.number}: {best.p90_ms:.2f} ms {best.form}, {shape.params / 1e3:.0f} k parameters"
     if max(over.values()) > 0:
         study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
-        search.say(f"{head}: {told(over)}, rejected untrained in {measure_s:.1f} s")
+        search.say(f"{head}: {told_over(over)}, rejected untrained in {measure_s:.1f} s")
         return
     _judge(study, trial, candidate, search, best, earlier, head)
 

@@ -13,10 +13,10 @@ from pipeline.together import search_together
 
 
 def _inputs(run: Run) -> dict[str, Any]:
-    search = run.config.search
+    search, opened = run.config.search, open_search(run)
     return {
-        "study": open_search(run).study_name,
-        "meaning": open_search(run).meaning,
+        "study": opened.study_name,
+        "meaning": opened.meaning,
         "storage": search.storage and without_password(search.storage),
         "sampler": search.sampler,
         "trials": search.trials,

@@ -16,8 +16,7 @@ from pipeline.choose import Row, Rule, by_the_rule, choose, keeps, pareto
 from pipeline.errors import NoCandidate
 from pipeline.finalists import Again, handling_ms, look_again, submission
 from pipeline.find import load_index
-from pipeline.limits import best_form
-from pipeline.limits import told as told_over
+from pipeline.limits import best_form, told_over
 from pipeline.search import candidate_timer
 from pipeline.stages import Run, Stage
 from pipeline.tally import TRAINED, nearest_miss

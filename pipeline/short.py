@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from models.language import canonical_hash
-from models.space import Candidate
+from models.space import Candidate, Hyper
 from models.spec import ModelSpec
 from pipeline.checkpoint import is_pretrained
 from pipeline.config import Augment, BuildConfig
@@ -106,6 +106,11 @@ class Trainer:
         arrays = part_of(self.arrays_for(spec), subset, self.config.seed)
         with training_bar(name) as on_step:
             return fit(self.begin(spec, seed), arrays, recipe, seed, self.classes, on_step=on_step, on_epoch=on_epoch)
+
+
+def candidate_of(trial: dict[str, Any]) -> Candidate:
+    """Of a row of `pipeline.tally.summary`."""
+    return Candidate(ModelSpec.parse(trial["spec"]), Hyper(**trial["hyper"]))
 
 
 def part_of(arrays: Arrays, share: float, seed: int) -> Arrays:

@@ -84,9 +84,7 @@ def show_result(result: dict[str, Any], folder: Path) -> None:
 
 
 def show_search(result: dict[str, Any]) -> None:
-    for key, value in result.items():
-        if key != "proxy":
-            put(f"{key}: {value}")
+    show_summary({k: v for k, v in result.items() if k != "proxy"})
     if "proxy" in result:
         show_proxy(result["proxy"])
 

@@ -13,38 +13,36 @@ from pipeline.errors import PipelineError
 
 def search_space(config: BuildConfig) -> JoinedSpace:
     """Raises SpecError."""
-    names = (config.search.space,) if isinstance(config.search.space, str) else config.search.space
+    search = config.search
+    names = (search.space,) if isinstance(search.space, str) else search.space
     stages = {"network": config.student.network and [config.student.network], "until": config.student.until}
     wanted = {k: v for k, v in stages.items() if v}
     plain = [SearchSpace.load(name) for name in names]
     if wanted and len(plain) > 1 and not any(p.networks for p in plain):
         raise SpecError(f"student.{next(iter(wanted))}: no search space given begins with a network of timm")
-    given = config.search.values
-    own = [
-        {k.removeprefix(f"{p.name}/") if len(plain) > 1 else k: v for k, v in given.items() if _is_of(k, p, plain)}
-        for p in plain
-    ]
-    _all_used(config.search.values, plain)
+    values = _by_space(search.values, plain)
     return JoinedSpace(
         tuple(
-            SearchSpace.load(n, config.search.input_sizes, wanted if p.networks or len(plain) == 1 else None, values)
-            for n, p, values in zip(names, plain, own, strict=True)
+            SearchSpace.load(n, search.input_sizes, wanted if p.networks or len(plain) == 1 else None, values[p.name])
+            for n, p in zip(names, plain, strict=True)
         ),
     )
 
 
-def _is_of(key: str, part: SearchSpace, parts: Sequence[SearchSpace]) -> bool:
-    return len(parts) == 1 or key.startswith(f"{part.name}/")
-
-
-def _all_used(values: Mapping[str, Any], parts: Sequence[SearchSpace]) -> None:
-    prefixes = [f"{p.name}/" for p in parts]
-    for key in values:
-        if len(parts) > 1 and not key.startswith(tuple(prefixes)):
+def _by_space(values: Mapping[str, Any], parts: Sequence[SearchSpace]) -> dict[str, dict[str, Any]]:
+    """Name of each space -> its own; of several, each parameter has its space before it."""
+    if len(parts) == 1:
+        return {parts[0].name: dict(values)}
+    own: dict[str, dict[str, Any]] = {p.name: {} for p in parts}
+    for key, value in values.items():
+        space, _, name = key.partition("/")
+        if space not in own:
             raise SpecError(
                 f"search.values: {key!r} is of none of the spaces; of several, each parameter has its space before it: "
-                f"{', '.join(prefixes)}{nearest(key, [SPACE])}"
+                f"{', '.join(f'{n}/' for n in own)}{nearest(key, [SPACE])}"
             )
+        own[space][name] = value
+    return own
 
 
 def check_space(space: JoinedSpace, config: BuildConfig) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.config import check_config
-from pipeline.limits import best_form, over_limits, shipped_over, told
+from pipeline.limits import best_form, over_limits, shipped_over, told_over
 from pipeline.measured import Timing
 
 
@@ -19,7 +19,7 @@ def test_only_limits_that_are_set_count():
     assert over_limits(config(), timing(ms=2.0), 10**9) == {"latency": pytest.approx(-0.1)}
     found = over_limits(config(params=100, size="2kB", memory="1MiB"), timing(size=3000, peak=1.5), 150)
     assert found == pytest.approx({"latency": -0.55, "params": 0.5, "size": 0.5, "memory": 0.5})
-    assert told(found) == "params 50% over its limit, size 50% over its limit, memory 50% over its limit"
+    assert told_over(found) == "params 50% over its limit, size 50% over its limit, memory 50% over its limit"
 
 
 def test_the_fastest_form_that_keeps_all_limits_counts():
