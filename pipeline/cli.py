@@ -3,12 +3,8 @@
 Results go to stdout, everything else to stderr; with --json the result is one JSON document.
 """
 
-import contextlib
-import os
-from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,6 +19,7 @@ from pipeline.cli_latency import (
     machine,
     subject,
 )
+from pipeline.cli_search import narrow_command, search_command, select_command
 from pipeline.cli_tools import data_app, doctor_command, model_app
 from pipeline.edge import (
     ConfigOption,
@@ -33,7 +30,8 @@ from pipeline.edge import (
     chatter_to_stderr,
     emit,
     guarded,
-    say,
+    opened,
+    run_stage,
 )
 from pipeline.errors import VERDICT_CODES, PipelineError
 
@@ -48,30 +46,6 @@ app.add_typer(model_app, name="model")
 app.add_typer(data_app, name="data")
 app.add_typer(latency_app, name="latency")
 app.command("doctor")(doctor_command)
-
-
-@contextlib.contextmanager
-def _opened(
-    config: str | None, overrides: list[str] | None, folder: Path | None, default: str | None, device: str = "auto"
-) -> Iterator[Any]:
-    """A Run from -c, or from the config in --run-dir, or from the default config."""
-    os.environ["EDGEBUILD_DEVICE"] = device  # no key of the config: the same config runs on both
-    from pipeline.config import check_config, config_name, load_config, override
-    from pipeline.stages import open_run, run_config
-
-    if config is None and folder is None and default is None:
-        raise PipelineError("give -c CONFIG, or --run-dir of a run that was begun")
-    if config is None and folder is not None and ((folder / "config.yaml").is_file() or default is None):
-        document = run_config(folder)
-        for text in overrides or []:
-            override(document, text)
-        build = check_config(document, str(folder / "config.yaml"))
-    else:
-        name = config or default or ""
-        build = load_config(name, overrides)
-        folder = folder or Path("runs") / config_name(name)
-    with chatter_to_stderr(), open_run(folder, build, say) as run:
-        yield run
 
 
 @app.command("run")
@@ -89,7 +63,7 @@ def run_command(
     """
     from pipeline.show import show_result
 
-    with _opened(config, overrides, run_dir, default="demo", device=device) as run:
+    with opened(config, overrides, run_dir, default="demo", device=device) as run:
         from pipeline.run import run_all  # 3 s of torch and timm, which a mistake in the config need not wait for
 
         result = run_all(run)
@@ -105,124 +79,16 @@ def _stage_command(name: str, doc: str, show: str = "show.show_summary") -> None
         device: DeviceOption = "auto",
         as_json: JsonOption = False,
     ) -> int:
-        _run_stage(name, config, overrides, run_dir, as_json, show, device)
+        run_stage(name, config, overrides, run_dir, as_json, show, device)
         return 0
 
     command.__doc__ = doc
     app.command(name)(guarded(command))
 
 
-def _run_stage(
-    name: str,
-    config: str | None,
-    overrides: list[str] | None,
-    run_dir: Path | None,
-    as_json: bool,
-    show: str = "show.show_summary",
-    device: str = "auto",
-) -> dict[str, Any]:
-    with _opened(config, overrides, run_dir, default=None, device=device) as run:
-        from pipeline.run import run_one
-
-        done = run_one(name, run)
-    module, function = show.split(".")
-    emit(done.summary, as_json, lambda: getattr(import_module(f"pipeline.{module}"), function)(done.summary))
-    return done.summary
-
-
-@app.command("search")
-@guarded
-def search_command(
-    config: ConfigOption = None,
-    overrides: SetOption = None,
-    run_dir: RunDirOption = None,
-    check_proxy: Annotated[
-        int | None,
-        typer.Option("--check-proxy", min=5, help="Then train so many of its candidates in full.", metavar="N"),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Trainings side by side; needs edgebuild[ray].", metavar="N")
-    ] = None,
-    ray: Annotated[
-        str | None, typer.Option("--ray", help="A Ray cluster for the workers; its head's address, or auto.")
-    ] = None,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-) -> int:
-    """Look for architectures and hyper-parameters; every candidate is timed before it is trained.
-
-    --check-proxy: does the short training rank candidates as a full one does? Prints the correlation of the ranks.
-
-    Examples: edgebuild search -c build.yaml --set search.trials=40; edgebuild search --run-dir runs/build
-    --check-proxy 8; edgebuild search -c build.yaml --ray auto --workers 8
-    """
-    from pipeline import show
-
-    with _opened(config, overrides, run_dir, default=None, device=device) as run:
-        from dataclasses import replace
-
-        from pipeline.run import run_one
-        from pipeline.stages import Crew
-
-        done = run_one("search", replace(run, crew=Crew(workers, ray))).summary
-        if check_proxy is not None:
-            from pipeline.check_proxy import check_proxy as check
-
-            done = {**done, "proxy": check(run, check_proxy)}
-    emit(done, as_json, lambda: show.show_search(done))
-    return 0
-
-
-@app.command("narrow")
-@guarded
-def narrow_command(
-    config: ConfigOption = None,
-    overrides: SetOption = None,
-    run_dir: RunDirOption = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Config of round 2; default round2.yaml in the run folder."),
-    ] = None,
-    as_json: JsonOption = False,
-) -> int:
-    """What each objective hangs on, and a config for a second round where the good candidates are.
-
-    Example: edgebuild narrow --run-dir runs/build -o round2.yaml; edgebuild search -c round2.yaml
-    """
-    from dataclasses import asdict
-
-    from pipeline.show import show_narrowed
-
-    with _opened(config, overrides, run_dir, default=None) as run:
-        from pipeline.narrow import narrow, write_round2
-        from pipeline.run import need
-
-        need("narrow", "search", run)
-        found, path = narrow(run), output or run.folder / "round2.yaml"
-        write_round2(run.config, found, path, str(run.folder))
-    result = {"config": str(path), **asdict(found)}
-    emit(result, as_json, lambda: show_narrowed(result))
-    return 0
-
-
-@app.command("select")
-@guarded
-def select_command(
-    config: ConfigOption = None,
-    overrides: SetOption = None,
-    run_dir: RunDirOption = None,
-    trial: Annotated[int | None, typer.Option(help="Overrule the rule: this trial.")] = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Print the trained candidates and choose one by the rule; writes student.yaml.
-
-    Example: edgebuild select --run-dir runs/build --trial 17
-    """
-    chosen = [f"select.trial={trial}"] if trial is not None else []
-    _run_stage("select", config, (overrides or []) + chosen, run_dir, as_json, "show.show_choice")
-    return 0
-
-
+app.command("search")(search_command)
+app.command("narrow")(narrow_command)
+app.command("select")(select_command)
 _stage_command(
     "teach",
     """Train the teacher, a timm network.
@@ -254,7 +120,7 @@ def train_command(
 
     Example: edgebuild train -c build.yaml --set student.model=cpu_small --set distill.epochs=1000
     """
-    _run_stage("distill", config, [*(overrides or []), "distill.weight=0"], run_dir, as_json, device=device)
+    run_stage("distill", config, [*(overrides or []), "distill.weight=0"], run_dir, as_json, device=device)
     return 0
 
 
@@ -292,7 +158,7 @@ def export_command(
 
     wanted = parse_formats(formats)
     if checkpoint is None:
-        with _opened(config, overrides, run_dir, default=None) as run:
+        with opened(config, overrides, run_dir, default=None) as run:
             from pipeline.export_files import export_run
 
             written = export_run(run, wanted, output)
@@ -347,7 +213,7 @@ def gate_command(
     from pipeline.show import show_verdict
 
     if file is None:
-        result = _run_stage("gate", config, overrides, run_dir, as_json, "show.show_verdict")
+        result = run_stage("gate", config, overrides, run_dir, as_json, "show.show_verdict")
         return VERDICT_CODES[result["verdict"]]
     if limit_ms is None or not 0 < limit_ms < float("inf"):
         raise PipelineError("--limit-ms: give the limit in milliseconds, a number over 0, for example --limit-ms 1.4")
@@ -402,7 +268,7 @@ def preflight_command(
     from pipeline.show_ship import show_preflight
 
     if bundle is None:
-        found = _run_stage("preflight", config, overrides, run_dir, as_json, "show_ship.show_preflight")
+        found = run_stage("preflight", config, overrides, run_dir, as_json, "show_ship.show_preflight")
         return VERDICT_CODES[found["verdict"]]
     for option, path in (("BUNDLE", bundle), ("--images", images), ("--wheels", wheels)):
         if path is not None and not path.exists():

@@ -18,7 +18,7 @@ Count = Annotated[int, Field(ge=1)]
 Runtime = Literal["onnxruntime", "openvino"]
 Precision = Literal["f32", "bf16", "int8"]
 Form = Literal["onnxruntime-f32", "onnxruntime-int8", "openvino-f32", "openvino-bf16", "openvino-int8"]
-Sampler = Literal["tpe", "nsga2", "nsga3", "gp", "random", "sweep"]
+Sampler = Literal["ehvi", "tpe", "gp", "nsga2", "nsga3", "random", "sweep"]
 Balance = Literal["inverse", "effective", "logits", "sampling", "none"]
 Size = Annotated[int, Field(ge=16, le=2048)]
 
@@ -97,16 +97,16 @@ class Student(Section):
 
 class Stop(Section):
     """When a candidate's training ends early. Its latency is known by then, so only its F1 is open: it is hopeless
-    where it lies in the worst `share` of the earlier candidates of similar latency, after as many epochs."""
+    where it lies in the worst `share` of the earlier candidates that are as fast or faster, after as many epochs."""
 
-    share: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.33
     """0: never."""
     epochs: Count = 2
     """None ends before so many."""
     least: Count = 6
     """Nor against fewer earlier candidates."""
-    similar: Annotated[float, Field(ge=1)] = 1.3
-    """Latencies within this factor are similar."""
+    similar: Annotated[float, Field(ge=1)] = 1.15
+    """As fast is what takes at most so many times as long."""
 
 
 class Search(Section):
@@ -116,10 +116,10 @@ class Search(Section):
     """Replaces choices of the space, by the name that a trial has for them: `m5/type: [Conv, Pass]`."""
     start: tuple[dict[str, Any], ...] = ()
     """Parameters of trials to begin with, as far as the space has them; `edgebuild narrow` writes round 1's best."""
-    sampler: Sampler = "tpe"
-    """tpe and gp learn from candidates that were rejected; nsga2, nsga3 and random do not. gp is for spaces where all
-    parameters are always drawn. sweep: all combinations are measured, then those that keep the limit are trained, the
-    slowest first."""
+    sampler: Sampler = "ehvi"
+    """ehvi (expected hypervolume improvement, `pipeline.ehvi`) and tpe (Optuna's, multivariate) learn from candidates
+    that were rejected; Optuna's gp, nsga2, nsga3 and random do not. sweep: all combinations are measured, then those
+    that keep the limit are trained, the slowest first."""
     measure: Annotated[tuple[Form, ...], Field(min_length=1)] | None = None
     """Forms to time a candidate in, the fastest counts; null: all of latency.runtimes and latency.precisions but INT8,
     which takes seconds to make."""

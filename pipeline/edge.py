@@ -1,4 +1,5 @@
-"""The edge of the command line: options that commands share, output, and errors as messages and exit codes."""
+"""The edge of the command line: options that commands share, the run they work on, output, and errors as messages and
+exit codes."""
 
 import contextlib
 import errno
@@ -10,7 +11,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -84,6 +87,7 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
+        sys.unraisablehook = _unraisable
         signal.signal(signal.SIGTERM, _interrupt)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell has it ignored, behind it
             signal.signal(signal.SIGINT, _interrupt)
@@ -105,11 +109,23 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
 
 
 _interrupted = threading.Event()
+_CATCHES_ALL = "onnxsim"
+"""Its C++ calls Python back, and prints what is raised in there as a traceback of its own, and goes on."""
 
 
-def _interrupt(*_: Any) -> None:
+def _interrupt(_: int, frame: FrameType | None) -> None:
     _interrupted.set()
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == _CATCHES_ALL:
+            return  # the next line told raises it
+        frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _unraisable(lost: Any) -> None:
+    """Python's words about what a destructor raised; not about an interrupt, which is told when it is raised again."""
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
 
 
 def say(text: str) -> None:
@@ -139,3 +155,46 @@ def emit(result: Any, as_json: bool, text: Callable[[], None]) -> None:
         typer.echo(json.dumps(result, indent=2))
     else:
         text()
+
+
+@contextlib.contextmanager
+def opened(
+    config: str | None, overrides: list[str] | None, folder: Path | None, default: str | None, device: str = "auto"
+) -> Iterator[Any]:
+    """A Run from -c, or from the config in --run-dir, or from the default config."""
+    os.environ["EDGEBUILD_DEVICE"] = device  # no key of the config: the same config runs on both
+    from pipeline.config import check_config, config_name, load_config, override
+    from pipeline.stages import open_run, run_config
+
+    if config is None and folder is None and default is None:
+        raise PipelineError("give -c CONFIG, or --run-dir of a run that was begun")
+    if config is None and folder is not None and ((folder / "config.yaml").is_file() or default is None):
+        document = run_config(folder)
+        for text in overrides or []:
+            override(document, text)
+        build = check_config(document, str(folder / "config.yaml"))
+    else:
+        name = config or default or ""
+        build = load_config(name, overrides)
+        folder = folder or Path("runs") / config_name(name)
+    with chatter_to_stderr(), open_run(folder, build, say) as run:
+        yield run
+
+
+def run_stage(
+    name: str,
+    config: str | None,
+    overrides: list[str] | None,
+    run_dir: Path | None,
+    as_json: bool,
+    show: str = "show.show_summary",
+    device: str = "auto",
+) -> dict[str, Any]:
+    """One stage of a run, and its summary shown. show: MODULE.FUNCTION of pipeline that prints it."""
+    with opened(config, overrides, run_dir, default=None, device=device) as run:
+        from pipeline.run import run_one
+
+        done = run_one(name, run)
+    module, function = show.split(".")
+    emit(done.summary, as_json, lambda: getattr(import_module(f"pipeline.{module}"), function)(done.summary))
+    return done.summary

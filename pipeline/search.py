@@ -30,6 +30,7 @@ from pipeline.checkpoint import student_card
 from pipeline.config import BuildConfig
 from pipeline.dashboard import attach, describe
 from pipeline.data import Index
+from pipeline.ehvi import Draw, draws
 from pipeline.errors import EnvironmentProblem, OutOfMemory
 from pipeline.inputs import Arrays
 from pipeline.insight import what_helps
@@ -89,6 +90,10 @@ class Search:
     @cached_property
     def space(self) -> JoinedSpace:
         return self.given or search_space(self.config)
+
+    @cached_property
+    def draws(self) -> list[Draw]:
+        return draws(self.space, self.config.seed)
 
     @property
     def url(self) -> str:
@@ -205,7 +210,10 @@ def work(search: Search, study: optuna.Study, timer: Timer) -> str:
         if tally.rejected and tally.rejected % _HINT_AFTER == 0 and (hint := nothing_fits(study, search)):
             search.say(f"search goes on{hint}")  # early, for it takes long to find out by the budget
         # A sampler of its own for each trial: seeded alike whether the study was interrupted before or not.
-        study.sampler = sampler(config.search.sampler, space.flat, config.seed, tally.asked, search.number)
+        seeds = (config.seed, tally.asked, search.number, search.worker if config.search.storage else "")
+        study.sampler = sampler(
+            config.search.sampler, lambda: search.draws, config.latency.limit_ms, space.flat, *seeds
+        )
         with one_at_a_time(search.url):
             trial = study.ask()
         with alive(study, trial, search.worker):
@@ -254,10 +262,15 @@ def _evaluate(study: optuna.Study, trial: optuna.Trial, search: Search, timer: T
     try:
         candidate = search.space.suggest(trial, len(search.index.classes))
         spec = candidate.spec
-        shape = profile(spec)
         same = (t for t in earlier if t.user_attrs.get("graph") == [spec.hash, spec.input_size])
         known = next(same, None)
-        timings = [Timing(**t) for t in known.user_attrs["timings"]] if known else _timings(candidate, search, timer)
+        if known:
+            params, macs = known.user_attrs["params"], known.user_attrs["macs"]
+            timings = [Timing(**t) for t in known.user_attrs["timings"]]
+        else:
+            shape = profile(spec)
+            params, macs = shape.params, shape.macs
+            timings = _timings(candidate, search, timer)
     except _UNFIT as error:
         _pass_over(study, trial, error)
         search.say(f"trial {trial.number}: cannot be built or timed: {error}")
@@ -267,13 +280,13 @@ def _evaluate(study: optuna.Study, trial: optuna.Trial, search: Search, timer: T
                 f"search: the last {_LOST} candidates could not be timed ({error}): mend what times, then search on"
             ) from error
         return
-    best, over = best_form(search.config, timings, shape.params)
+    best, over = best_form(search.config, timings, params)
     measure_s = round(time.perf_counter() - began, 3)
     facts = {
         "graph": [spec.hash, spec.input_size],
         "input_size": spec.input_size,
-        "params": shape.params,
-        "macs": shape.macs,
+        "params": params,
+        "macs": macs,
         "size_bytes": best.size_bytes,
         "peak_mib": best.peak_mib,
         "latency_ms": best.p90_ms,
@@ -288,7 +301,7 @@ def _evaluate(study: optuna.Study, trial: optuna.Trial, search: Search, timer: T
         trial.set_constraint(name, share)
     for name, value in facts.items():
         trial.set_user_attr(name, value)
-    head = f"trial {trial.number}: {best.p90_ms:.2f} ms {best.form}, {shape.params / 1e3:.0f} k parameters"
+    head = f"trial {trial.number}: {best.p90_ms:.2f} ms {best.form}, {params / 1e3:.0f} k parameters"
     if max(over.values()) > 0:
         study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
         search.say(f"{head}: {told_over(over)}, rejected untrained in {measure_s:.1f} s")
@@ -314,11 +327,14 @@ def _judge(
     same = next((t for t in with_curve if t.user_attrs["training"] == key), None)
     f1: list[float] = list(same.user_attrs["f1_by_epoch"] if same else trainer.known(key) or ())
     stopped = same is not None and same.state == TrialState.PRUNED
-    peers = [Curve(t.user_attrs["latency_ms"], tuple(t.user_attrs["f1_by_epoch"])) for t in with_curve]
+    curves = {
+        t.user_attrs["training"]: Curve(t.user_attrs["latency_ms"], tuple(t.user_attrs["f1_by_epoch"]))
+        for t in with_curve
+    }
 
     def on_epoch(epoch: Epoch) -> None:
         f1.append(epoch.f1_macro)
-        if hopeless(Curve(best.p90_ms, tuple(f1)), peers, config.search.epochs, config.search.stop):
+        if hopeless(Curve(best.p90_ms, tuple(f1)), [*curves.values()], config.search.epochs, config.search.stop):
             raise _Hopeless
 
     if not f1:
@@ -339,7 +355,7 @@ def _judge(
         trial.set_user_attr(name, value)
     if stopped:
         study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
-        search.say(f"{head}: F1 {max(f1):.4f} after {len(f1)} epochs: stopped, behind others as fast")
+        search.say(f"{head}: F1 {max(f1):.4f} after {len(f1)} epochs: stopped, behind others that are as fast")
     else:
         if search.at_home:
             attach(trial, candidate.spec, search.folder)
@@ -349,7 +365,7 @@ def _judge(
 
 
 class _Hopeless(Exception):
-    """Ends the training of a candidate that its like have left behind."""
+    """Ends the training of a candidate that others, as fast, have left behind."""
 
 
 def _pass_over(study: optuna.Study, trial: optuna.Trial, error: Exception) -> None:

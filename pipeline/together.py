@@ -71,6 +71,7 @@ def search_together(run: Run) -> dict[str, Any]:
 def _cluster(ray: ModuleType, address: str | None) -> Iterator[None]:
     """A cluster that is there, or one of this machine alone, on loopback, for as long as this lasts."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 makes what is timed wait for any other process
     own: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "resources": {TARGET: 1}, "include_dashboard": False}
     try:
         _answers(address)
@@ -160,7 +161,7 @@ def _check_targets(ray: ModuleType, run: Run) -> None:
     affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     for node in nodes:
         there = affinity(node["NodeID"], soft=False)
-        host, version = ray.get(ray.remote(_about).options(num_cpus=0, scheduling_strategy=there).remote())
+        host, version, nice = ray.get(ray.remote(_about).options(num_cpus=0, scheduling_strategy=there).remote())
         ours = run.host.as_dict()
         different = [k for k in KEYS if host[k] != ours[k]]
         if different:
@@ -173,6 +174,11 @@ def _check_targets(ray: ModuleType, run: Run) -> None:
             raise EnvironmentProblem(
                 f"--ray {run.crew.ray}: the node {node['NodeManagerAddress']} has edgebuild {version}, this machine "
                 f"{version_of('edgebuild')}: install the same"
+            )
+        if nice > 0:
+            run.say(
+                f"--ray {run.crew.ray}: the node {node['NodeManagerAddress']} runs its workers at nice {nice}, so "
+                "timings wait for any other process there: start it with RAY_worker_niceness=0 before `ray start`"
             )
 
 
@@ -192,8 +198,8 @@ def _fit(ray: ModuleType, cpus: int) -> int:
     return sum(int(n["Resources"].get("CPU", 0) // cpus) for n in ray.nodes() if n["Alive"])
 
 
-def _about() -> tuple[dict[str, Any], str | None]:
-    return this_host().as_dict(), version_of("edgebuild")
+def _about() -> tuple[dict[str, Any], str | None, int]:
+    return this_host().as_dict(), version_of("edgebuild"), os.getpriority(os.PRIO_PROCESS, 0)
 
 
 # --- what runs elsewhere ---------------------------------------------------------------------------------------------

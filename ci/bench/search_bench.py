@@ -5,7 +5,7 @@ same short training, same measurement of each candidate (its exported model, on 
 
 - lineage: every candidate is trained, however slow; Optuna's TPE with three objectives, told what was found;
 - filter: candidates over the limit are told PRUNED untrained, but no constraint: the sampler learns nothing of why;
-- ours: `pipeline.search` as it is by default; `--arms ours:gp` and the like: with another `search.sampler`.
+- ours: `pipeline.search` as it is by default; `--arms ours:tpe` and the like: with another `search.sampler`.
 
 What finishes after the time is up does not count. Resumable: each arm is stored when it is done, and a seed's arms must
 be of one host. Table on screen, every trial in the JSON beside. Nothing else may run meanwhile.
@@ -132,7 +132,7 @@ def arm(name: str, seed: int, args: argparse.Namespace, folder: Path, controls: 
             "latency": {"limit_ms": args.limit_ms},
             "student": {"weights": args.weights or "none"},
             "search": {
-                "sampler": name.partition(":")[2] or "tpe",
+                **({"sampler": name.partition(":")[2]} if ":" in name else {}),
                 "space": args.space,
                 "trials": 100_000,
                 "max_asked": 100_000,
@@ -176,11 +176,11 @@ def figures(rows: list[Row], limit_ms: float, minutes: float) -> dict[str, float
     }
 
 
-def reached_s(rows: list[Row], limit_ms: float, f1: float) -> float:
-    """When a search first had a candidate under the limit that is as good; inf where never."""
+def reached_s(rows: list[Row], limit_ms: float, f1: float) -> float | None:
+    """When a search first had a candidate under the limit that is as good."""
     return min(
         (r.end_s for r in rows if r.fate == "trained" and r.latency_ms <= limit_ms and max(r.f1_by_epoch) >= f1),
-        default=float("inf"),
+        default=None,
     )
 
 
@@ -212,9 +212,10 @@ def show(done: dict[str, dict[str, list[Row]]], limit_ms: float, minutes: float)
                 differences[f"{own} - {other}: {key}"] = gain
                 print(f"{own} - {other}, {key}: {interval(gain)}")
             best = [f["best F1 under the limit"] for f in found[other]]
-            times = [reached_s(done[s][own], limit_ms, f1) / (60 * minutes) for s, f1 in zip(seeds, best, strict=True)]
+            after = [reached_s(done[s][own], limit_ms, f1) for s, f1 in zip(seeds, best, strict=True)]
+            times = [s and round(s / (60 * minutes), 3) for s in after]
             share[f"{own}: {other}"] = times
-            print(f"share of the time after which {own} has the best F1 of {other}: {[round(t, 2) for t in times]}")
+            print(f"share of the time after which {own} has the best F1 of {other} (None: not in time): {times}")
     return {"figures": found, "differences": differences, "share_of_time_to_the_others_best": share}
 
 

@@ -136,6 +136,50 @@ def test_an_interrupt_that_gets_lost_in_a_library_counts_at_the_next_line_told(s
     assert "one more trial" in done.stderr
     assert "and one more" not in done.stderr
     assert "interrupted; what was finished is kept" in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+_IN_A_CALLBACK = """
+import os, signal, onnx, onnxsim, typer
+from onnx import helper
+from onnxsim import onnx_simplifier
+from pipeline.edge import guarded, say
+
+run = onnx_simplifier.PyModelExecutor.Run
+
+def interrupted(self, *args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return run(self, *args)
+
+onnx_simplifier.PyModelExecutor.Run = interrupted
+nodes = [
+    helper.make_node("Constant", [], ["a"], value_float=1.0),
+    helper.make_node("Add", ["a", "a"], ["b"]),
+    helper.make_node("Add", ["x", "b"], ["y"]),
+]
+x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, []) for n in "xy")
+model = helper.make_model(helper.make_graph(nodes, "g", [x], [y]))
+
+def work():
+    onnxsim.simplify(model)
+    say("simplified")
+    say("and one more")
+
+typer.run(guarded(work))
+"""
+
+
+def test_an_interrupt_while_c_calls_python_back_is_one_line():
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_A_CALLBACK],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "simplified" in done.stderr
+    assert "and one more" not in done.stderr
 
 
 def can_mount() -> bool:

@@ -1,0 +1,108 @@
+"""Commands that look for a network: search, narrow, select."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.edge import (
+    ConfigOption,
+    DeviceOption,
+    JsonOption,
+    RunDirOption,
+    SetOption,
+    emit,
+    guarded,
+    opened,
+    run_stage,
+)
+
+
+@guarded
+def search_command(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    run_dir: RunDirOption = None,
+    check_proxy: Annotated[
+        int | None,
+        typer.Option("--check-proxy", min=5, help="Then train so many of its candidates in full.", metavar="N"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Trainings side by side; needs edgebuild[ray].", metavar="N")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="A Ray cluster for the workers; its head's address, or auto.")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> int:
+    """Look for architectures and hyper-parameters; every candidate is timed before it is trained.
+
+    --check-proxy: does the short training rank candidates as a full one does? Prints the correlation of the ranks.
+
+    Examples: edgebuild search -c build.yaml --set search.trials=40; edgebuild search --run-dir runs/build
+    --check-proxy 8; edgebuild search -c build.yaml --ray auto --workers 8
+    """
+    from pipeline import show
+
+    with opened(config, overrides, run_dir, default=None, device=device) as run:
+        from dataclasses import replace
+
+        from pipeline.run import run_one
+        from pipeline.stages import Crew
+
+        done = run_one("search", replace(run, crew=Crew(workers, ray))).summary
+        if check_proxy is not None:
+            from pipeline.check_proxy import check_proxy as check
+
+            done = {**done, "proxy": check(run, check_proxy)}
+    emit(done, as_json, lambda: show.show_search(done))
+    return 0
+
+
+@guarded
+def narrow_command(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    run_dir: RunDirOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Config of round 2; default round2.yaml in the run folder."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """What each objective hangs on, and a config for a second round where the good candidates are.
+
+    Example: edgebuild narrow --run-dir runs/build -o round2.yaml; edgebuild search -c round2.yaml
+    """
+    from dataclasses import asdict
+
+    from pipeline.show import show_narrowed
+
+    with opened(config, overrides, run_dir, default=None) as run:
+        from pipeline.narrow import narrow, write_round2
+        from pipeline.run import need
+
+        need("narrow", "search", run)
+        found, path = narrow(run), output or run.folder / "round2.yaml"
+        write_round2(run.config, found, path, str(run.folder))
+    result = {"config": str(path), **asdict(found)}
+    emit(result, as_json, lambda: show_narrowed(result))
+    return 0
+
+
+@guarded
+def select_command(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    run_dir: RunDirOption = None,
+    trial: Annotated[int | None, typer.Option(help="Overrule the rule: this trial.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Print the trained candidates and choose one by the rule; writes student.yaml.
+
+    Example: edgebuild select --run-dir runs/build --trial 17
+    """
+    chosen = [f"select.trial={trial}"] if trial is not None else []
+    run_stage("select", config, (overrides or []) + chosen, run_dir, as_json, "show.show_choice")
+    return 0
