@@ -53,6 +53,12 @@ class JoinedSpace:
         return own if len(self.parts) == 1 else {SPACE: [p.name for p in self.parts], **own}
 
     @property
+    def names(self) -> list[str]:
+        """As SearchSpace.names."""
+        own = [self._prefix(p) + name for p in self.parts for name in p.names]
+        return own if len(self.parts) == 1 else [SPACE, *own]
+
+    @property
     def size(self) -> int:
         return sum(p.size for p in self.parts)
 

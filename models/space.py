@@ -130,15 +130,15 @@ class SearchSpace:
 
     @property
     def optimizers(self) -> list[str]:
-        return _all_of(self.document["hyper"]["optimizer"]) or []
+        return all_of(self.document["hyper"]["optimizer"]) or []
 
     @property
     def input_sizes(self) -> list[int]:
-        return _all_of(self.document["hyper"]["input_size"]) or []
+        return all_of(self.document["hyper"]["input_size"]) or []
 
     def _begin(self, key: str) -> list[str]:
         choices = [m["params"].get(key, []) for m in self.document["modules"] if "Timm" in m["layers"]]
-        return [value for choice in choices for value in (_all_of(choice) or [])]
+        return [value for choice in choices for value in (all_of(choice) or [])]
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -146,6 +146,11 @@ class SearchSpace:
         free = {name: choice for _, name, choice in _choices(self.document)}
         free = {k: c["choices"] if isinstance(c, dict) and "choices" in c else c for k, c in free.items()}
         return {k: c for k, c in free.items() if isinstance(c, dict) or (isinstance(c, list) and len(c) > 1)}
+
+    @property
+    def names(self) -> list[str]:
+        """Of all parameters, constants too."""
+        return [name for _, name, _ in _choices(self.document)]
 
     @property
     def size(self) -> int:
@@ -161,7 +166,7 @@ class SearchSpace:
         """What is to be chosen, and all that it may be."""
         names: dict[str, list[Any]] = {}
         for _, name, choice in _choices(self.document):
-            values = _all_of(choice)
+            values = all_of(choice)
             if values is None:
                 raise SpecError(f"{self.source}: {name}: a range of floats has no end of values; list those to try")
             if len(values) > 1:
@@ -232,13 +237,14 @@ def _draw(trial: Suggester, name: str, choice: Any) -> Any:
     return draw(name, low, high, **extra)
 
 
-def _all_of(choice: Any) -> list[Any] | None:
+def all_of(choice: Any) -> list[Any] | None:
+    """All that a choice may be; None for a range of floats."""
     if isinstance(choice, list):
         return choice
     if not isinstance(choice, dict):
         return [choice]
     if "choices" in choice:
-        return _all_of(choice["choices"])
+        return all_of(choice["choices"])
     return None if _has_float(choice) else list(range(choice["low"], choice["high"] + 1, choice.get("step", 1)))
 
 
@@ -317,6 +323,10 @@ def _check_choice(choice: Any, where: str) -> None:
         raise SpecError(f"{where}: a range needs low and high, got {choice!r}")
     elif not all(isinstance(choice[k], int | float) for k in ("low", "high")) or choice["low"] > choice["high"]:
         raise SpecError(f"{where}: low and high: expected numbers with low <= high, got {choice!r}")
+    elif "step" in choice and not (isinstance(choice["step"], int | float) and choice["step"] > 0):
+        raise SpecError(f"{where}: step: expected a number over 0, got {choice['step']!r}")
+    elif choice.get("log") and ("step" in choice or choice["low"] <= 0):
+        raise SpecError(f"{where}: log: needs a low over 0 and no step, got {choice!r}")
 
 
 def _check_layer(kind: str, args: list[Any], params: dict[str, Any], where: str) -> None:

@@ -101,6 +101,8 @@ def select_command(
 ) -> int:
     """Print the trained candidates and choose one by the rule; writes student.yaml.
 
+    --trial stays the run's choice until `--set select.trial=null` gives it back to the rule.
+
     Example: edgebuild select --run-dir runs/build --trial 17
     """
     chosen = [f"select.trial={trial}"] if trial is not None else []

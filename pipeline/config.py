@@ -115,7 +115,7 @@ class Search(Section):
     values: dict[str, Any] = {}
     """Replaces choices of the space, by the name that a trial has for them: `m5/type: [Conv, Pass]`."""
     start: tuple[dict[str, Any], ...] = ()
-    """Parameters of trials to begin with, as far as the space has them; `edgebuild narrow` writes round 1's best."""
+    """Parameters of trials to begin with; `edgebuild narrow` writes round 1's best."""
     sampler: Sampler = "ehvi"
     """ehvi (expected hypervolume improvement, `pipeline.ehvi`) and tpe (Optuna's, multivariate) learn from candidates
     that were rejected; Optuna's gp, nsga2, nsga3 and random do not. sweep: all combinations are measured, then those
@@ -123,7 +123,7 @@ class Search(Section):
     measure: Annotated[tuple[Form, ...], Field(min_length=1)] | None = None
     """Forms to time a candidate in, the fastest counts; null: all of latency.runtimes and latency.precisions but INT8,
     which takes seconds to make."""
-    input_sizes: tuple[Size, ...] | None = None
+    input_sizes: Annotated[tuple[Size, ...], Field(min_length=1)] | None = None
     """Replaces the space's own list."""
     trials: Count = 20
     """Candidates to train; those over the limit are rejected untrained and do not count."""

@@ -23,7 +23,8 @@ def describe(study: optuna.Study, config: BuildConfig) -> None:
         return
     search, latency = config.search, config.latency
     space = search.space if isinstance(search.space, str) else ", ".join(search.space)
-    forms = ", ".join(search.measure or ()) or f"{', '.join(latency.runtimes)}; {', '.join(latency.precisions)}"
+    precisions = [p for p in latency.precisions if p != "int8"] or ["f32"]
+    forms = ", ".join(search.measure or ()) or f"{', '.join(latency.runtimes)}; {', '.join(precisions)}"
     save_note(
         study,
         f"# edgebuild search: {space}\n\n"

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from pipeline.study import quiet_optuna
 
@@ -30,7 +30,9 @@ def measured(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def trained(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    return [t for t in trials if t.state == TrialState.COMPLETE]
+    """Each training once; those that were stopped early too, for that they are no good is known as well."""
+    found = [t for t in trials if t.state.is_finished() and "f1_by_epoch" in t.user_attrs]
+    return list({t.user_attrs["training"]: t for t in found}.values())
 
 
 def importances(trials: Sequence[FrozenTrial], lower_is_better: Callable[[FrozenTrial], float]) -> dict[str, float]:

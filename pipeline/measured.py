@@ -90,6 +90,11 @@ def write_form(spec: ModelSpec, card: ModelCard, seed: int, form: Form, onnx: Pa
     noise: as fast as the one that will ship, of no other use. Raises ExportError."""
     if not onnx.is_file():
         export_onnx(build(spec, seed), card, onnx)
+    if form.precision != "int8" and form.runtime == "openvino":
+        path = onnx.with_suffix(".xml")
+        if not path.is_file():
+            FORMATS["openvino"].write(Source(onnx, card), path, ())
+        return Artifact(path, form.runtime, form.precision)
     if form.precision != "int8":
         return Artifact(onnx, form.runtime, form.precision)
     noise = np.random.default_rng(0).integers(0, 256, (_NOISE, card.input_size, card.input_size, 3), dtype=np.uint8)

@@ -5,6 +5,7 @@ slow or no good, fixed what changed nothing, and searched the rest with more pho
 it, and only what the trials show is changed.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from typing import Any
 
 import yaml
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import hypergeom
 
 from models.joined import SPACE, JoinedSpace
 from pipeline.config import BuildConfig
@@ -40,8 +42,8 @@ _DECIDE = ("F1", "latency")
 """Parameters (of the network) are an objective for what they cost, and nobody narrows a space for them."""
 _SLOW, _OFTEN = 0.95, 8
 """A value is dropped as too slow where so many of its candidates were rejected, of at least so many."""
-_TRIED = 3
-"""A value that none of the best has is dropped if so many had it and were trained."""
+_CHANCE = 0.1
+"""A value that none of the best has is dropped if that is less likely than this by chance alone."""
 _BEGIN = 5
 """Of the best, round 2 begins with so many at most."""
 _MORE_PHOTOS = 1.25
@@ -72,12 +74,16 @@ def narrow(run: Run) -> Narrowed:
     """What the finished search of a run says. Raises PipelineError where it is too little."""
     result = run.read("search", "trials.json")
     study = load_study(database_url(run.config.search.storage, run.folder / "study"), result["study"])
-    return narrowed(own_trials(study), search_space(run.config), run.config.select.input_size is not None)
+    one_size, limit_ms = run.config.select.input_size is not None, run.config.latency.limit_ms
+    return narrowed(own_trials(study), search_space(run.config), limit_ms, one_size)
 
 
-def narrowed(trials: Sequence[FrozenTrial], space: JoinedSpace, one_size: bool = False) -> Narrowed:
-    """one_size: the rule of choice takes one input size only, so sizes are left as they are."""
-    timed, learnt = measured(trials), list({t.user_attrs["training"]: t for t in trained(trials)}.values())
+def narrowed(
+    trials: Sequence[FrozenTrial], space: JoinedSpace, limit_ms: float = math.inf, one_size: bool = False
+) -> Narrowed:
+    """limit_ms: whoever is over it is none of the best, though a near miss is trained. one_size: the rule of choice
+    takes one input size only, so sizes are left as they are."""
+    timed, learnt = measured(trials), trained(trials)
     if len(learnt) < LEAST:
         raise PipelineError(
             f"narrow: {len(learnt)} trained candidates are too few to tell what matters ({LEAST} or more, better 25): "
@@ -85,7 +91,9 @@ def narrowed(trials: Sequence[FrozenTrial], space: JoinedSpace, one_size: bool =
         )
     # Latency and parameters are known of the rejected ones too; only F1 needs a training.
     shares = {o: importances(learnt if of is loss_of else timed, of) for o, of in OBJECTIVES.items()}
-    evidence = _Evidence(timed, learnt, best_share(learnt, loss_of), shares)
+    whole = [t for t in learnt if t.state == TrialState.COMPLETE]
+    able = [t for t in whole if latency_of(t) <= limit_ms] or whole
+    evidence = _Evidence(timed, learnt, best_share(able, loss_of), shares)
     free = space.choices
     judged = {n: c for n, c in free.items() if not (one_size and n.rpartition("/")[2] == "input_size")}
     changes = [c for name, choice in judged.items() if (c := evidence.change(name, choice))]
@@ -113,6 +121,10 @@ class _Evidence:
 
     def changes_little(self, name: str) -> bool:
         return all(s.get(name, 0) < 0.5 / len(s) for _, s in self._deciding())
+
+    def luck(self, having: int) -> float:
+        """Chance that none of the best is among so many of the trained, if it made no difference."""
+        return float(hypergeom.pmf(0, len(self.learnt), having, len(self.best)))
 
     def _deciding(self) -> list[tuple[str, dict[str, float]]]:
         return [(o, s) for o, s in self.shares.items() if o in _DECIDE and s]
@@ -149,9 +161,12 @@ class _Evidence:
             if asked[value] >= _OFTEN and slow[value] >= _SLOW * asked[value]:
                 kept.remove(value)
                 reasons.append(f"{slow[value]} of {asked[value]} with {value} were over a limit")
-            elif self.matters(name) and tried[value] >= _TRIED:
+            elif self.matters(name) and (luck := self.luck(tried[value])) < _CHANCE:
                 kept.remove(value)
-                reasons.append(f"none of the best {len(having)} has {value}, {tried[value]} were trained")
+                reasons.append(
+                    f"none of the best {len(having)} has {value}, {tried[value]} of {len(self.learnt)} trained have "
+                    f"(by chance: {luck:.1%})"
+                )
         if len(kept) > 1 and self.changes_little(name) and name != SPACE:
             kept = [good.most_common(1)[0][0]]
             reasons.append(f"changes little ({self.told(name)}): what most of the best have")
@@ -194,6 +209,7 @@ def _free_part(params: dict[str, Any], free: dict[str, Any]) -> dict[str, Any] |
 def write_round2(config: BuildConfig, found: Narrowed, path: Path, origin: str) -> None:
     """A config that differs from `config` by these changes, each with its reason beside it."""
     document = config.model_dump(mode="json", exclude_defaults=True)
+    document.get("select", {}).pop("trial", None)  # is one of round 1
     search = {k: v for k, v in document.pop("search", {}).items() if k not in ("values", "start", "study", "subset")}
     changes = {c.name: c for c in found.changes}
     values = {**config.search.values, **{n: c.choice for n, c in changes.items()}}

@@ -21,10 +21,7 @@ from pipeline.teach import check_size, frozen, section
 def check_before(run: Run) -> None:
     """Networks that timm lacks, weights that are missing or do not fit, optimizers that cannot be used here. Raises
     PipelineError or SpecError."""
-    config = run.config
-    students = _students(run)
-    for name in students.optimizers:
-        _check_optimizer(name)
+    config, students = run.config, check_students(run)
     if config.distill.weight:
         check_name(config.teacher.name, "teacher.name")
         taught = run.manifest("teach")
@@ -33,11 +30,6 @@ def check_before(run: Run) -> None:
                 teacher = frozen(run, network(config.teacher.name, config.teacher.weights, 2, "teacher"))
             for size in [config.teacher.input_size] if config.teacher.input_size else students.input_sizes:
                 check_size(run, teacher, size)
-    if run.manifest("distill") is None:
-        for name in students.networks:
-            weights_key(config.student, "student")
-            with online():
-                network(name, config.student.weights, 2, "student")
 
 
 @dataclass(frozen=True)
@@ -47,6 +39,19 @@ class _Students:
     optimizers: list[str]
     networks: list[str]
     input_sizes: list[int]
+
+
+def check_students(run: Run) -> "_Students":
+    """What of that a search alone needs."""
+    students, section = _students(run), run.config.student
+    for name in students.optimizers:
+        _check_optimizer(name)
+    if run.manifest("distill") is None:
+        for name in students.networks:
+            weights_key(section, "student")
+            with online():
+                network(name, section.weights, 2, "student")
+    return students
 
 
 def _students(run: Run) -> _Students:

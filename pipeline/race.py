@@ -48,6 +48,7 @@ def _inputs(run: Run) -> dict[str, Any]:
         "runtimes": latency.runtimes,
         "precisions": latency.precisions,
         "threads": latency.threads,
+        "limits": run.config.limits.model_dump(),
         "quantize": run.config.quantize.model_dump(),
         "level": LEVEL,
         "seed": run.config.seed,

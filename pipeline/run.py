@@ -64,6 +64,8 @@ def run_one(name: str, run: Run) -> Done:
     stage = by_name[name]
     if not stage.wanted(run.config):
         raise PipelineError(f"{name}: {_UNWANTED[name]}")
+    if name == "search":
+        precheck.check_students(run)
     for quick in (_FIRST_OF_NAMED if run.config.student.model else _FIRST).get(name, ()):
         perform(quick, run)
     for first in stage.needs:

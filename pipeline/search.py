@@ -63,6 +63,8 @@ _METRICS = ("macro F1", "p90 [ms]", "parameters")
 _WAIT_S = 1.0
 _LOST = 5
 """Candidates in a row that cannot be timed: then it is not theirs."""
+_TOLD = 10
+"""Trials after which it is told how the search stands, though none of them was trained."""
 _HINT_AFTER = 30
 """Rejects without a single candidate that keeps the limits, after which it is said what would help."""
 
@@ -184,7 +186,8 @@ def prepare(search: Search, timer: Timer) -> optuna.Study:
             study.enqueue_trial(params, skip_if_exists=True)
     if search.config.search.sampler == "sweep":
         planned = _slowest_first(search, timer)
-        tried = [known_params(t) for t in own_trials(study)]
+        # What could not be timed because the target was out of reach is tried again.
+        tried = [known_params(t) for t in own_trials(study) if t.user_attrs.get("error_kind") != LatencyError.__name__]
         for params in planned:
             if params not in tried:
                 study.enqueue_trial(params)
@@ -233,13 +236,24 @@ def _slowest_first(search: Search, timer: Timer) -> list[dict[str, Any]]:
     everything = search.space.combinations()
     search.say(f"search: {len(everything)} combinations, each is measured first")
     measured: list[tuple[float, dict[str, Any]]] = []
+    lost = 0
     for params in everything:
         try:
             candidate = search.space.suggest(optuna.trial.FixedTrial(params), len(search.index.classes))
             measured.append((_timings(candidate, search, timer)[0].p90_lower_ms, params))
-        except _UNFIT:  # its trial says so
+            lost = 0
+        except _UNFIT as error:  # its trial says so
             measured.append((0.0, params))
+            lost = lost + 1 if isinstance(error, LatencyError) else 0
+            if lost == _LOST:
+                raise _no_timing(error) from error
     return [params for _, params in sorted(measured, key=lambda m: -m[0])]
+
+
+def _no_timing(error: Exception) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"search: the last {_LOST} candidates could not be timed ({error}): mend what times, then search on"
+    )
 
 
 def nothing_fits(study: optuna.Study, search: Search) -> str:
@@ -276,9 +290,7 @@ def _evaluate(study: optuna.Study, trial: optuna.Trial, search: Search, timer: T
         search.say(f"trial {trial.number}: cannot be built or timed: {error}")
         last = [t.user_attrs.get("error_kind") for t in own_trials(study) if t.state.is_finished()][-_LOST:]
         if last == [LatencyError.__name__] * _LOST:
-            raise EnvironmentProblem(
-                f"search: the last {_LOST} candidates could not be timed ({error}): mend what times, then search on"
-            ) from error
+            raise _no_timing(error) from error
         return
     best, over = best_form(search.config, timings, params)
     measure_s = round(time.perf_counter() - began, 3)
@@ -305,6 +317,8 @@ def _evaluate(study: optuna.Study, trial: optuna.Trial, search: Search, timer: T
     if max(over.values()) > 0:
         study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
         search.say(f"{head}: {told_over(over)}, rejected untrained in {measure_s:.1f} s")
+        if trial.number % _TOLD == _TOLD - 1:
+            search.say(f"search: {Tally.of(study, search.config.latency.limit_ms).told(search.config)}")
         return
     _judge(study, trial, candidate, search, best, earlier, head)
 

@@ -101,20 +101,26 @@ def _select_named(run: Run, work: Path) -> dict[str, Any]:
 
 
 def _select_found(run: Run, work: Path) -> dict[str, Any]:
-    result, select, rule = run.read("search", "trials.json"), run.config.select, _rule(run)
-    trials = {t["trial"]: t for t in result["trials"] if t["state"] == TRAINED}
+    result, rule = run.read("search", "trials.json"), _rule(run)
+    # One network that was drawn several times is one candidate, by its first trial.
+    by_training = {t["training"]: t for t in reversed(result["trials"]) if t["state"] == TRAINED}
+    trials = {t["trial"]: t for t in sorted(by_training.values(), key=lambda t: t["trial"])}
+    asked = [t for t in result["trials"] if t["trial"] == run.config.select.trial and t["state"] == TRAINED]
+    wanted = by_training[asked[0]["training"]]["trial"] if asked else run.config.select.trial
     if not trials:
         raise NoCandidate(
             f"no candidate keeps the limit: {nearest_miss(result['trials'], result['limit_ms'])}; raise "
             "latency.limit_ms, or search a space of smaller networks or inputs (search.space, search.input_sizes)"
         )
     rows = [Row(t["trial"], t["f1_macro"], t["latency_ms"], t["params"], t["input_size"]) for t in trials.values()]
-    first, table = choose(rows, rule, select.trial)
+    first, table = choose(rows, rule, wanted)
     again = _finalists(run, rule, trials, rows, first)
     finalists = [again[r.trial].of(r) for r in rows if r.trial in again]
-    chosen, compared = choose(finalists, rule, select.trial)
+    chosen, compared = choose(finalists, rule, wanted)
     reasons = {r.trial: r for r in compared}
     behind = f"by the rule behind the {len(finalists)} that were measured again"
+    if wanted is not None:
+        behind = f"trial {wanted} was asked for (select.trial)"
     shown = [reasons.get(r.trial) or replace(r, reason=r.reason or behind) for r in table]
     handling = handling_ms(run, list(trials.values())) if run.config.submission.images else {}
     front = pareto(rows)
@@ -123,8 +129,8 @@ def _select_found(run: Run, work: Path) -> dict[str, Any]:
         "format": FORMAT,
         "trial": chosen.trial,
         "study": result["study"],
-        "chosen_by": "rule" if select.trial is None else "person",
-        "rule": select.model_dump(exclude={"trial"}) | {"limit_ms": run.config.latency.limit_ms},
+        "chosen_by": "rule" if wanted is None else "person",
+        "rule": run.config.select.model_dump(exclude={"trial"}) | {"limit_ms": run.config.latency.limit_ms},
         "measurement": {
             "f1_macro": chosen.f1_macro,
             "f1_by_seed": list(seen.f1_by_seed),

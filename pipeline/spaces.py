@@ -6,7 +6,7 @@ from typing import Any
 from models.joined import SPACE, JoinedSpace
 from models.language import SpecError, nearest
 from models.pretrained import channels
-from models.space import SearchSpace
+from models.space import SearchSpace, all_of
 from pipeline.config import BuildConfig
 from pipeline.errors import PipelineError
 
@@ -57,10 +57,12 @@ def check_space(space: JoinedSpace, config: BuildConfig) -> None:
     if config.search.sampler == "sweep" and space.size > config.search.max_asked:
         raise PipelineError(
             f"search.sampler: a sweep of {space.source} tries {space.size} combinations, search.max_asked is "
-            f"{config.search.max_asked}: raise it, name fewer values, or take tpe"
+            f"{config.search.max_asked}: raise it, name fewer values, or take another sampler"
         )
     for params in config.search.start:
         for name, value in params.items():
+            if name not in space.names:
+                raise PipelineError(f"search.start: the space has no parameter {name!r}{nearest(name, space.names)}")
             if not _allowed(space.choices.get(name), value):
                 raise PipelineError(
                     f"search.start: {name}: {value!r} is none of what the space has: {space.choices[name]}"
@@ -74,9 +76,11 @@ def check_space(space: JoinedSpace, config: BuildConfig) -> None:
 
 
 def _allowed(choice: Any, value: Any) -> bool:
-    """Whether a trial may begin with it; parameters that the space does not have are left out."""
+    """Whether a trial may begin with it; what the space has as a constant is left out."""
     if isinstance(choice, dict):
-        return isinstance(value, int | float) and choice["low"] <= value <= choice["high"]
+        number = isinstance(value, int | float) and choice["low"] <= value <= choice["high"]
+        values = all_of(choice)
+        return number and (values is None or value in values)
     return choice is None or value in choice
 
 

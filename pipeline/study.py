@@ -70,7 +70,8 @@ def open_study(
 def _storage(url: str) -> RDBStorage:
     from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
-    patient = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None
+    # A server closes connections that idle through a long training, or was started again.
+    patient = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     for tries in range(_OPENED):
         try:
             return RDBStorage(

@@ -68,9 +68,11 @@ class Tally:
         best = (
             f"best F1 {self.best[0]:.4f} at {self.best[1]:.2f} ms (trial {self.best[2]})" if self.best else "none yet"
         )
+        failed = f"{self.failed} failed, " if self.failed else ""
         return (
-            f"{self.asked} asked, {self.rejected} rejected, {self.stopped} stopped, {self.trained} of {search.trials} "
-            f"trained; {best}; hypervolume {self.hypervolume:.4f}; {left:.0f} of {search.max_minutes:g} min left"
+            f"{self.asked} asked, {failed}{self.rejected} rejected, {self.stopped} stopped, {self.trained} of "
+            f"{search.trials} trained; {best}; hypervolume {self.hypervolume:.4f}; "
+            f"{left:.0f} of {search.max_minutes:g} min left"
         )
 
 
@@ -119,6 +121,8 @@ def summary(study: optuna.Study, config: BuildConfig) -> dict[str, Any]:
         "rejected_untrained": tally.rejected,
         "stopped_early": tally.stopped,
         "trained": tally.trained,
+        "failed": tally.failed,
+        "best_f1_under_the_limit": tally.best and tally.best[0],
         "over_limit_trained": sum(r["state"] != REJECTED and max(r["over_limit"].values()) > 0 for r in rows),
         "hypervolume": tally.hypervolume,
         "limit_ms": config.latency.limit_ms,

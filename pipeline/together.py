@@ -64,7 +64,13 @@ def search_together(run: Run) -> dict[str, Any]:
             "it, but in ~/.pgpass on every node, or as PGPASSWORD before `ray start`"
         )
     with _cluster(ray, run.crew.ray):
-        return _search_on(ray, run)
+        try:
+            return _search_on(ray, run)
+        except ray.exceptions.RayTaskError as error:  # whoever knows what it means has told it by now
+            raise error.cause from error
+        except ray.exceptions.RayError as error:
+            told = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise EnvironmentProblem(f"--ray {run.crew.ray or '(this machine)'}: Ray cannot go on: {told}") from error
 
 
 @contextlib.contextmanager
@@ -106,7 +112,7 @@ def _search_on(ray: ModuleType, run: Run) -> dict[str, Any]:
     if run.config.target != "local":
         placed = {"scheduling_strategy": near}  # it is reached from here, and a lock there keeps timings apart
     origin = Origin(run.config, run.folder.resolve(), run.worker, run.host.key)
-    _check_targets(ray, run)
+    _check_nodes(ray, run)
     references = ray.get(ray.remote(_references).options(num_cpus=0, **placed).remote(origin))
     timer = RayTimer(ray.remote(_time).options(num_cpus=0, max_retries=-1, **placed), origin, references)
     search = open_search(run)
@@ -118,67 +124,82 @@ def _search_on(ray: ModuleType, run: Run) -> dict[str, Any]:
     run.say(f"search: {count} workers of {', '.join(f'{v:g} {k}' for k, v in share.items())}")
     kind = ray.remote(SearchWorker).options(max_restarts=-1, max_task_retries=-1, **share)
     workers = [kind.remote(origin, number, timer, home, given) for number in range(count)]
-    reason = _watch(ray, run, study, home, [w.work.remote() for w in workers])
+    reason = _watch(ray, run, study, home, [w.work.remote() for w in workers], share["num_cpus"])
     run.say(f"search ends: {reason}{nothing_fits(study, search)}")
     return summary(study, run.config)
 
 
-def _watch(ray: ModuleType, run: Run, study: optuna.Study, home: Any, at_work: list[Any]) -> str:
-    """Pass on what the workers say until they are done; why they are."""
-    reason, told = "", False
+def _watch(ray: ModuleType, run: Run, study: optuna.Study, home: Any, at_work: list[Any], cpus: float) -> str:
+    """Pass on what the workers say until they are done; why they are. cpus: of a worker."""
+    reason, told = "", set[str]()
     while at_work:
         done, at_work = ray.wait(at_work, timeout=_LOOK_S)
         for line in ray.get(home.take_lines.remote()):
             run.say(line)
         for ref in done:
-            try:
-                reason = ray.get(ref)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from error
+            reason = ray.get(ref)
         over = used_up(Tally.of(study, run.config.latency.limit_ms), run.config)
         if over and not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             return over  # whoever is still asked for has lost its node and cannot be placed again
-        if not told and run.config.target == "local" and not _targets(ray):
-            told = True
-            run.say(f"search: no node with {TARGET} is left: timings wait until one joins the cluster")
+        waits = []
+        if run.config.target == "local" and not _targets(ray):
+            waits.append(f"no node with {TARGET} is left: timings wait until one joins the cluster")
+        if not any(n["Resources"].get("CPU", 0) >= cpus for n in _alive(ray)):
+            waits.append(f"no node with {cpus:g} CPUs for a worker is left: workers wait until one joins the cluster")
+        for wait in (w for w in waits if w not in told):
+            told.add(wait)
+            run.say(f"search: {wait}")
     return reason
 
 
+def _alive(ray: ModuleType) -> list[dict[str, Any]]:
+    return [n for n in ray.nodes() if n["Alive"]]
+
+
 def _targets(ray: ModuleType) -> list[dict[str, Any]]:
-    return [n for n in ray.nodes() if n["Alive"] and n["Resources"].get(TARGET, 0) >= 1]
+    return [n for n in _alive(ray) if n["Resources"].get(TARGET, 0) >= 1]
 
 
-def _check_targets(ray: ModuleType, run: Run) -> None:
-    """Nodes that may time must be what the gate will time on. Raises EnvironmentProblem."""
-    if run.config.target != "local":
-        return
-    nodes = _targets(ray)
-    if not nodes:
+def _check_nodes(ray: ModuleType, run: Run) -> None:
+    """All must have this edgebuild, and those that may time be what the gate will time on. Raises
+    EnvironmentProblem."""
+    timing = [n["NodeID"] for n in _targets(ray)] if run.config.target == "local" else []
+    if run.config.target == "local" and not timing:
         raise EnvironmentProblem(
             f"--ray {run.crew.ray}: no node of the cluster has the resource {TARGET}, so there is nowhere to time: "
             f"start one on the target with ray start --address={run.crew.ray} --resources '{{\"{TARGET}\": 1}}'"
         )
     affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-    for node in nodes:
-        there = affinity(node["NodeID"], soft=False)
-        host, version, nice = ray.get(ray.remote(_about).options(num_cpus=0, scheduling_strategy=there).remote())
+    for node in _alive(ray):
+        there, name = affinity(node["NodeID"], soft=False), node["NodeManagerAddress"]
+        asked = ray.remote(_about).options(num_cpus=0, scheduling_strategy=there).remote()
+        try:
+            host, version, nice = ray.get(asked)
+        except ray.exceptions.RayError as error:  # it cannot read what it was asked
+            told = str(error).strip().splitlines()[-1]
+            raise EnvironmentProblem(
+                f"--ray {run.crew.ray}: the node {name} does not run edgebuild: {told}; install edgebuild "
+                f"{version_of('edgebuild')} there, for the Python that `ray start` is called with"
+            ) from error
+        if version != version_of("edgebuild"):
+            raise EnvironmentProblem(
+                f"--ray {run.crew.ray}: the node {name} has edgebuild {version}, this machine "
+                f"{version_of('edgebuild')}: install the same"
+            )
+        if node["NodeID"] not in timing:
+            continue
         ours = run.host.as_dict()
         different = [k for k in KEYS if host[k] != ours[k]]
         if different:
             raise EnvironmentProblem(
-                f"--ray {run.crew.ray}: the node {node['NodeManagerAddress']} has the resource {TARGET}, but is no "
-                f"host like this one, on which the gate times: {', '.join(different)} differ; start the search "
-                "on such a node, or give the board as target: ssh://..."
-            )
-        if version != version_of("edgebuild"):
-            raise EnvironmentProblem(
-                f"--ray {run.crew.ray}: the node {node['NodeManagerAddress']} has edgebuild {version}, this machine "
-                f"{version_of('edgebuild')}: install the same"
+                f"--ray {run.crew.ray}: the node {name} has the resource {TARGET}, but is no host like this one, on "
+                f"which the gate times: {', '.join(different)} differ; start the search on such a node, or give the "
+                "board as target: ssh://..."
             )
         if nice > 0:
             run.say(
-                f"--ray {run.crew.ray}: the node {node['NodeManagerAddress']} runs its workers at nice {nice}, so "
-                "timings wait for any other process there: start it with RAY_worker_niceness=0 before `ray start`"
+                f"--ray {run.crew.ray}: the node {name} runs its workers at nice {nice}, so timings wait for any other "
+                "process there: set RAY_worker_niceness=0 before `ray start`"
             )
 
 
@@ -186,7 +207,7 @@ def _share(ray: ModuleType, count: int, device: str) -> dict[str, float]:
     """What of the cluster each worker has."""
     able = ray.cluster_resources()
     cpus = able.get("CPU", 1) / count
-    largest = max(n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"])
+    largest = max(n["Resources"].get("CPU", 0) for n in _alive(ray))
     gpus = able.get("GPU", 0) / count if device != "cpu" else 0
     whole = next((n for n in range(int(cpus), 0, -1) if _fit(ray, n) >= count), None)
     share = {"num_cpus": float(whole) if whole else min(cpus, largest)}
@@ -195,7 +216,7 @@ def _share(ray: ModuleType, count: int, device: str) -> dict[str, float]:
 
 def _fit(ray: ModuleType, cpus: int) -> int:
     """How many workers of so many CPUs the nodes take."""
-    return sum(int(n["Resources"].get("CPU", 0) // cpus) for n in ray.nodes() if n["Alive"])
+    return sum(int(n["Resources"].get("CPU", 0) // cpus) for n in _alive(ray))
 
 
 def _about() -> tuple[dict[str, Any], str | None, int]:

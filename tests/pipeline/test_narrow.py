@@ -1,5 +1,8 @@
 """Importances and round 2, on studies whose truth is known."""
 
+import math
+import re
+
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
@@ -119,6 +122,37 @@ def test_of_several_spaces_one_may_be_left(tmp_path):
     assert second.search.start
     assert all("space" not in p for p in second.search.start)
     search_space(second)
+
+
+def test_a_value_is_dropped_only_where_that_is_hardly_chance(found):
+    pattern = r"none of the best (\d+) has \S+, (\d+) of (\d+) trained have \(by chance: ([\d.]+)%\)"
+    told = re.findall(pattern, "; ".join(c.reason for c in found.changes))
+    assert told
+    for best, having, trained, percent in told:
+        chance = math.comb(int(trained) - int(having), int(best)) / math.comb(int(trained), int(best))
+        assert chance < 0.1
+        assert float(percent) == pytest.approx(100 * chance, abs=0.05)
+    few = narrowed([t for t in study(60) if t.state == TrialState.COMPLETE][:12], CPU)
+    assert not re.findall(r"[^0-9][123] of 12 trained have", "; ".join(c.reason for c in few.changes))
+
+
+def test_whoever_is_over_the_limit_is_none_of_the_best():
+    trials = study(120)
+    best = max((t for t in trials if t.state == TrialState.COMPLETE), key=lambda t: t.user_attrs["f1_macro"])
+    limit_ms = best.user_attrs["latency_ms"] - 1e-6
+    assert best.params["learning_rate"] in [p.get("learning_rate") for p in narrowed(trials, CPU).start]
+    assert best.params["learning_rate"] not in [p.get("learning_rate") for p in narrowed(trials, CPU, limit_ms).start]
+
+
+def test_those_that_were_stopped_early_say_what_is_no_good(found):
+    """Half of what has a bad s1/type was stopped: it is known to be bad all the same."""
+    trials = study(300)
+    bad = [t for t in trials if t.state == TrialState.COMPLETE and t.params["s1/type"] != "LCBlock"]
+    for t in bad[::2]:
+        t.state, t.values = TrialState.PRUNED, None
+    less = narrowed(trials, CPU)
+    assert less.trained == found.trained
+    assert less.shares["F1"] == pytest.approx(found.shares["F1"])
 
 
 def test_too_few_are_refused():

@@ -1,19 +1,22 @@
 """Candidates: timed once, again where the host was disturbed, and passed over where they are of no use."""
 
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from export.errors import ExportError
+from latency.errors import LatencyError
 from latency.measure import WarmTimer
 from models.language import SpecError
 from models.spec import ModelSpec
-from pipeline import measured, short
+from pipeline import find, measured, short
+from pipeline import search as searching
 from pipeline.checkpoint import student_card
 from pipeline.config import load_config
-from pipeline.errors import OutOfMemory, PipelineError
+from pipeline.errors import EnvironmentProblem, OutOfMemory, PipelineError
 from pipeline.inputs import Arrays
 from pipeline.measured import CandidateTimer, Form
 from pipeline.run import run_one
@@ -71,6 +74,24 @@ def test_a_candidate_that_cannot_be_exported_ends_no_search(tiny, tmp_path, monk
     ("settings", "text"),
     [
         (["select.input_size=168"], "select.input_size: 168 px, but the input sizes searched are 64: set it"),
+        (
+            ["search.start=[{s1/tipe: LCBlock}]"],
+            "search.start: the space has no parameter 's1/tipe' (did you mean 's1/t",
+        ),
+        (["search.start=[{s1/out: 17}]"], "search.start: s1/out: 17 is none of what the space has: {'low': 16"),
+        (["search.start=[{s1/type: Conv}]"], "search.start: s1/type: 'Conv' is none of what the space has: ['LCBlock'"),
+        (
+            ["search.values={learning_rate: {low: 0, high: 1, log: true}}"],
+            "hyper.learning_rate: log: needs a low over 0",
+        ),
+        (
+            ["search.values={s1/out: {low: 8, high: 64, step: 0}}"],
+            "module s1: out: step: expected a number over 0, got 0",
+        ),
+        (
+            ["search.space=pretrained", "student.network=mobilenetv3_small_050", "student.weights=none.safetensors"],
+            "student.weights: no file none.safetensors",
+        ),
         (
             ["search.space=pretrained", "student.network=resnet18", "student.weights=none"],
             "until: resnet18 has no stage 'blocks.3'; it has conv1, bn1, act1, maxpool, layer1.0",
@@ -134,6 +155,73 @@ def test_a_sweep_goes_on_with_what_is_left_of_it(tiny, tmp_path, monkeypatch):
         done = run_one("search", run)
     assert (done.summary["asked"], done.summary["trained"]) == (6, 4)  # three of six have no neck, and are one
     assert len(calls) == 5
+
+
+def test_the_hopeless_end_early_and_count(tiny, tmp_path):
+    """Whoever is not the best so far among all: then only a study of ever better candidates would stop none."""
+    settings = ["search.trials=6", "search.epochs=3", "search.sampler=random"]
+    settings += ["search.stop={share: 0.99, epochs: 1, least: 1, similar: 1000}"]
+    said = []
+    with open_run(tmp_path / "run", load_config(tiny, settings), said.append) as run:
+        done = run_one("search", run)
+        rows = run.read("search", "trials.json")["trials"]
+    stopped = [r for r in rows if r["state"] == "stopped"]
+    assert stopped
+    assert done.summary["stopped_early"] == len(stopped)
+    assert done.summary["stopped_early"] + done.summary["trained"] == 6
+    for row in stopped:
+        had, before = len(row["f1_by_epoch"]), [r for r in rows if r["trial"] < row["trial"]]
+        assert had < 3
+        assert max(row["f1_by_epoch"]) < max(max(r["f1_by_epoch"][:had]) for r in before)
+        assert any(f"trial {row['trial']}: " in s and f"after {had} epochs: stopped" in s for s in said)
+    assert any("random sees only what was trained" in s for s in said)
+
+
+def test_after_many_rejects_it_is_told_early_what_would_help(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(searching, "_HINT_AFTER", 4)
+    said = []
+    settings = ["limits.params=100", "search.max_asked=6"]
+    with open_run(tmp_path / "run", load_config(tiny, settings), said.append) as run:
+        run_one("search", run)
+    (hint,) = [i for i, s in enumerate(said) if s.startswith("search goes on; none of 4 candidates keeps the limits")]
+    assert any("trial 5: " in s for s in said[hint:])
+
+
+def test_what_the_study_knows_is_neither_timed_nor_trained_again(tiny, tmp_path, monkeypatch):
+    """Without the records in the folder, as on another machine."""
+    start = {"learning_rate": 0.003, "batch": 16, "n_select": 0, "width_multiple": 0.5}
+    settings = [f"search.start=[{start}]", "search.trials=1"]
+    with open_run(tmp_path / "run", load_config(tiny, settings), print) as run:
+        run_one("search", run)
+        (params,) = [t["parameters"] for t in run.read("search", "trials.json")["trials"]]
+        for kept in ("trained", "measurements"):
+            shutil.rmtree(run.folder / "study" / kept)
+        opened = find.open_search(run)
+        opened.open().enqueue_trial(params)
+    monkeypatch.setattr(short, "fit", None)
+    monkeypatch.setattr(measured, "write_form", None)
+    with open_run(
+        tmp_path / "run", load_config(tiny, [*settings, "search.max_asked=2", "search.trials=2"]), print
+    ) as run:
+        run_one("search", run)
+        first, second = run.read("search", "trials.json")["trials"]
+    assert second["parameters"] == first["parameters"]
+    assert second["timings"] == first["timings"]
+    assert second["f1_by_epoch"] == first["f1_by_epoch"]
+
+
+def test_a_target_out_of_reach_ends_a_sweep_before_it_is_planned(tiny, tmp_path, monkeypatch):
+    def lost(*args, **more):
+        raise LatencyError("the board is gone")
+
+    settings = ["search.space=pretrained", "search.sampler=sweep", "student.weights=none", "search.input_sizes=[32]"]
+    settings += ["student.network=mobilenetv3_small_050", "student.until=[blocks.1]", "search.trials=9"]
+    with open_run(tmp_path / "run", load_config(tiny, settings), print) as run:
+        with monkeypatch.context() as gone:
+            gone.setattr(measured.CandidateTimer, "time", lost)
+            with pytest.raises(EnvironmentProblem, match="the last 5 candidates could not be timed .the board is gone"):
+                run_one("search", run)
+        assert run_one("search", run).summary["trained"] == 4
 
 
 def test_a_sweep_without_end_is_refused(tiny, tmp_path):

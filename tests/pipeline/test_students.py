@@ -73,6 +73,27 @@ def test_a_sweep_goes_on_and_under_another_limit_it_is_planned_anew(cli, swept, 
 
 
 @pytest.mark.slow
+def test_one_network_that_is_drawn_three_times_is_one_candidate(cli, swept, tiny, tmp_path):
+    begun, settings, _, _ = swept
+    folder = shutil.copytree(begun, tmp_path / "run")
+    more = [s for s in settings if s.split("=")[0] not in ("search.values", "search.trials", "student.until")]
+    more += ["student.until=[blocks.1]", "search.input_sizes=[64]", "search.trials=9"]  # of six, three have no neck
+    result, _ = done(cli, "search", tiny, folder, *more)
+    assert (result["asked"], result["trained"]) == (6, 4)
+    table, said = done(cli, "select", tiny, folder, *more, "select.finalists=3", "select.processes=3")
+    assert len(table["table"]) == 4
+    again = [r["trial"] for r in table["table"] if r["processes"]]
+    assert len(again) >= 3
+    rows = {r["trial"]: r["training"] for r in json.loads((folder / "search/trials.json").read_text())["trials"]}
+    assert len({rows[t] for t in again}) == len(again)
+    last = max(t for t in rows if list(rows.values()).count(rows[t]) == 3)
+    person, _ = done(cli, "select", tiny, folder, *more, f"select.trial={last}")
+    assert rows[person["trial"]] == rows[last]
+    others = [r["reason"] for r in person["table"] if r["trial"] != person["trial"]]
+    assert set(others) == {f"trial {person['trial']} was asked for (select.trial)"}
+
+
+@pytest.mark.slow
 def test_the_student_begins_with_the_weights_given(cli, swept, tiny, weights):
     folder, settings, _, _ = swept
     done(cli, "select", tiny, folder, *settings)
