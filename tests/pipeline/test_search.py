@@ -76,17 +76,17 @@ def test_a_candidate_that_cannot_be_exported_ends_no_search(tiny, tmp_path, monk
         (["select.input_size=168"], "select.input_size: 168 px, but the input sizes searched are 64: set it"),
         (
             ["search.start=[{s1/tipe: LCBlock}]"],
-            "search.start: the space has no parameter 's1/tipe' (did you mean 's1/t",
+            "search.start: the space has no parameter 's1/tipe' (did you mean",
         ),
         (["search.start=[{s1/out: 17}]"], "search.start: s1/out: 17 is none of what the space has: {'low': 16"),
         (["search.start=[{s1/type: Conv}]"], "search.start: s1/type: 'Conv' is none of what the space has: ['LCBlock'"),
         (
             ["search.values={learning_rate: {low: 0, high: 1, log: true}}"],
-            "hyper.learning_rate: log: needs a low over 0",
+            "learning_rate: log: needs a low over 0",
         ),
         (
             ["search.values={s1/out: {low: 8, high: 64, step: 0}}"],
-            "module s1: out: step: expected a number over 0, got 0",
+            "module s1: out: step: expected a number over 0",
         ),
         (
             ["search.space=pretrained", "student.network=mobilenetv3_small_050", "student.weights=none.safetensors"],
@@ -219,7 +219,7 @@ def test_a_target_out_of_reach_ends_a_sweep_before_it_is_planned(tiny, tmp_path,
     with open_run(tmp_path / "run", load_config(tiny, settings), print) as run:
         with monkeypatch.context() as gone:
             gone.setattr(measured.CandidateTimer, "time", lost)
-            with pytest.raises(EnvironmentProblem, match="the last 5 candidates could not be timed .the board is gone"):
+            with pytest.raises(EnvironmentProblem, match=r"the last 5 candidates could not be timed \(the board is"):
                 run_one("search", run)
         assert run_one("search", run).summary["trained"] == 4
 

@@ -80,7 +80,7 @@ def test_one_network_that_is_drawn_three_times_is_one_candidate(cli, swept, tiny
     more += ["student.until=[blocks.1]", "search.input_sizes=[64]", "search.trials=9"]  # of six, three have no neck
     result, _ = done(cli, "search", tiny, folder, *more)
     assert (result["asked"], result["trained"]) == (6, 4)
-    table, said = done(cli, "select", tiny, folder, *more, "select.finalists=3", "select.processes=3")
+    table, _ = done(cli, "select", tiny, folder, *more, "select.finalists=3", "select.processes=3")
     assert len(table["table"]) == 4
     again = [r["trial"] for r in table["table"] if r["processes"]]
     assert len(again) >= 3
