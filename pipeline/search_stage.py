@@ -7,7 +7,8 @@ from pipeline import FORMAT
 from pipeline.config import without_password
 from pipeline.files import write_json
 from pipeline.find import open_search
-from pipeline.search import candidate_timer, run_search
+from pipeline.loop import run_search
+from pipeline.search import candidate_timer
 from pipeline.stages import Crew, Run, Stage
 from pipeline.together import search_together
 

@@ -1,5 +1,6 @@
 """How a study stands: its counts, its best, whether its budget is used, and what came nearest where nothing fits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -41,8 +42,9 @@ class Tally:
     minutes: float
 
     @classmethod
-    def of(cls, study: optuna.Study, limit_ms: float) -> "Tally":
-        trials = [t for t in own_trials(study) if t.state != TrialState.WAITING]
+    def of(cls, trials: Sequence[FrozenTrial], limit_ms: float) -> "Tally":
+        """trials: `pipeline.study.own_trials`."""
+        trials = [t for t in trials if t.state != TrialState.WAITING]
         by_fate: dict[str | None, list[FrozenTrial]] = {TRAINED: [], REJECTED: [], STOPPED: [], None: []}
         for t in trials:
             by_fate[fate(t)].append(t)
@@ -107,14 +109,19 @@ def all_at_work(tally: Tally, config: BuildConfig) -> bool:
     return tally.at_work > 0 and (enough or tally.asked >= search.max_asked)
 
 
-def summary(study: optuna.Study, config: BuildConfig) -> dict[str, Any]:
-    """Counts, and a row for each trial that was measured."""
-    tally = Tally.of(study, config.latency.limit_ms)
-    rows = [
+def rows_of(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
+    """A row for each that was measured."""
+    return [
         {"trial": t.number, "state": became, "parameters": t.params, **t.user_attrs}
-        for t in own_trials(study)
+        for t in trials
         if (became := fate(t)) is not None
     ]
+
+
+def summary(study: optuna.Study, config: BuildConfig) -> dict[str, Any]:
+    """Counts, and the rows."""
+    trials = own_trials(study)
+    tally, rows = Tally.of(trials, config.latency.limit_ms), rows_of(trials)
     return {
         "study": study.study_name,
         "asked": tally.asked,

@@ -1,6 +1,6 @@
 """A search by several workers, placed by Ray: on the cores of this machine, or on the nodes of a cluster.
 
-Each worker is the loop of `pipeline.search`, with the study as the only state that they share: it draws, has its
+Each worker is the loop of `pipeline.loop`, with the study as the only state that they share: it draws, has its
 candidate timed, trains, tells. A timing is a task of Ray that only a node with the resource TARGET takes, one at a
 time; when a node dies, the task is done again on another. A worker that dies is started again by Ray, and what it had
 in hand is tried again. Photos and weights come from the machine that started the search.
@@ -36,10 +36,11 @@ from pipeline.data import Index
 from pipeline.errors import EnvironmentProblem, PipelineError
 from pipeline.find import begin, load_arrays, load_index, open_search
 from pipeline.inputs import Arrays
+from pipeline.loop import nothing_fits, prepare, work
 from pipeline.measured import CandidateTimer, Timing
-from pipeline.search import Search, candidate_timer, nothing_fits, prepare, work
+from pipeline.search import Search, candidate_timer
 from pipeline.stages import Run
-from pipeline.study import take_up
+from pipeline.study import own_trials, take_up
 from pipeline.tally import Tally, summary, used_up
 
 TARGET = "edgebuild_target"
@@ -48,7 +49,7 @@ _LOOK_S, _CONNECT_S = 1.0, 10
 
 
 def search_together(run: Run) -> dict[str, Any]:
-    """As `pipeline.search.run_search`. Raises PipelineError."""
+    """As `pipeline.loop.run_search`. Raises PipelineError."""
     try:
         import ray
     except ImportError as error:
@@ -125,7 +126,7 @@ def _search_on(ray: ModuleType, run: Run) -> dict[str, Any]:
     kind = ray.remote(SearchWorker).options(max_restarts=-1, max_task_retries=-1, **share)
     workers = [kind.remote(origin, number, timer, home, given) for number in range(count)]
     reason = _watch(ray, run, study, home, [w.work.remote() for w in workers], share["num_cpus"])
-    run.say(f"search ends: {reason}{nothing_fits(study, search)}")
+    run.say(f"search ends: {reason}{nothing_fits(own_trials(study), search)}")
     return summary(study, run.config)
 
 
@@ -138,7 +139,7 @@ def _watch(ray: ModuleType, run: Run, study: optuna.Study, home: Any, at_work: l
             run.say(line)
         for ref in done:
             reason = ray.get(ref)
-        over = used_up(Tally.of(study, run.config.latency.limit_ms), run.config)
+        over = used_up(Tally.of(own_trials(study), run.config.latency.limit_ms), run.config)
         if over and not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             return over  # whoever is still asked for has lost its node and cannot be placed again
         waits = []

@@ -1,6 +1,6 @@
 """What a trial costs beside export, timing and training, in a study that already has 1,000: SQLite beside PostgreSQL.
 
-`python ci/bench/overhead_bench.py [--trials 1000] [--storage postgresql://...]`. The loop of `pipeline.search` runs as
+`python ci/bench/overhead_bench.py [--trials 1000] [--storage postgresql://...]`. The loop of `pipeline.loop` runs as
 it is; its timer and its trainer answer at once with drawn figures, since what they take is not asked for here. Without
 --storage a server is started on loopback where PostgreSQL is installed. Both studies take turns. JSON beside.
 """
@@ -21,16 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import optuna
 
 from latency.host import this_host
-from pipeline import search as searching
 from pipeline.config import check_config
 from pipeline.data import Index
 from pipeline.files import write_json
+from pipeline.loop import step
 from pipeline.measured import Timing
 from pipeline.progress import Epoch
 from pipeline.search import Search
 from pipeline.short import Trainer
-from pipeline.study import alive, one_at_a_time, take_up_lost
-from pipeline.tally import Tally, all_at_work, used_up
 from pipeline.train import Fit
 from tests.postgres import Missing, server
 
@@ -55,10 +53,28 @@ class DrawnTrainer(Trainer):
 
 
 class BenchSearch(Search):
+    drawing_s = 0.0
+
     @property
     def trainer(self) -> Trainer:  # type: ignore[override]
         base = Trainer(self.config, 6, self.arrays_for, self.begin, {}, "", self.folder / "trained")
         return DrawnTrainer(**base.__dict__)
+
+    def sampler(self, asked: int) -> optuna.samplers.BaseSampler:
+        """Its drawing clocked."""
+        drawing = super().sampler(asked)
+        for name in ("infer_relative_search_space", "sample_relative"):
+            setattr(drawing, name, self._clocked(getattr(drawing, name)))
+        return drawing
+
+    def _clocked(self, own: Any) -> Any:
+        def clocked(*args: Any) -> Any:
+            began = time.perf_counter()
+            found = own(*args)
+            type(self).drawing_s += time.perf_counter() - began
+            return found
+
+        return clocked
 
 
 def opened(folder: Path, storage: str | None) -> Search:
@@ -76,34 +92,12 @@ def opened(folder: Path, storage: str | None) -> Search:
 
 
 def trials(search: Search, study: optuna.Study, count: int) -> Iterator[tuple[float, float]]:
-    """(all of it, of which Optuna's drawing) in seconds, of each further trial: what `pipeline.search.work` does."""
+    """(all of it, of which drawing) in seconds, of each further trial."""
     timer = DrawnTimer()
     for _ in range(count):
-        began, drawing = time.perf_counter(), [0.0]
-        take_up_lost(study)
-        tally = Tally.of(study, LIMIT_MS)
-        assert not used_up(tally, search.config)
-        assert not all_at_work(tally, search.config)
-        study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
-        study.sampler = clocked(searching.sampler("tpe", True, 0, tally.asked, 0), drawing)
-        with one_at_a_time(search.url):
-            trial = study.ask()
-        with alive(study, trial, search.worker):
-            searching._evaluate(study, trial, search, timer)
-        yield time.perf_counter() - began, drawing[0]
-
-
-def clocked(sampler: optuna.samplers.BaseSampler, drawing: list[float]) -> optuna.samplers.BaseSampler:
-    own = sampler.sample_relative
-
-    def timed(*args: Any) -> dict[str, Any]:
-        began = time.perf_counter()
-        found = own(*args)
-        drawing[0] += time.perf_counter() - began
-        return found
-
-    sampler.sample_relative = timed  # type: ignore[method-assign]
-    return sampler
+        BenchSearch.drawing_s, began = 0.0, time.perf_counter()
+        assert step(search, study, timer) is None
+        yield time.perf_counter() - began, BenchSearch.drawing_s
 
 
 def main() -> None:
@@ -135,7 +129,7 @@ def main() -> None:
         ask = 1e3 * np.array([drawn for _, drawn in values])
         print(
             f"{name:12} ours {np.median(own):.0f} ms ({own.min():.0f} to {own.max():.0f}), "
-            f"Optuna's drawing {np.median(ask):.0f} ms ({ask.min():.0f} to {ask.max():.0f})"
+            f"drawing {np.median(ask):.0f} ms ({ask.min():.0f} to {ask.max():.0f})"
         )
     write_json(
         Path(__file__).with_suffix(".json"), {"trials": args.trials, "rows": rows, "host": this_host().as_dict()}

@@ -5,7 +5,7 @@ same short training, same measurement of each candidate (its exported model, on 
 
 - lineage: every candidate is trained, however slow; Optuna's TPE with three objectives, told what was found;
 - filter: candidates over the limit are told PRUNED untrained, but no constraint: the sampler learns nothing of why;
-- ours: `pipeline.search` as it is by default; `--arms ours:tpe` and the like: with another `search.sampler`.
+- ours: `pipeline.loop` as it is by default; `--arms ours:tpe` and the like: with another `search.sampler`.
 
 What finishes after the time is up does not count. Resumable: each arm is stored when it is done, and a seed's arms must
 be of one host. Table on screen, every trial in the JSON beside. Nothing else may run meanwhile.
@@ -43,7 +43,8 @@ from pipeline.files import write_json
 from pipeline.find import DATA, load_arrays, open_search
 from pipeline.front import hypervolume
 from pipeline.limits import best_form
-from pipeline.search import Search, candidate_timer, run_search
+from pipeline.loop import run_search
+from pipeline.search import Search, candidate_timer
 from pipeline.stages import Run, perform
 from pipeline.stopping import Curve, replay
 from pipeline.study import database_url, own_trials, quiet_optuna

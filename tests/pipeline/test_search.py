@@ -12,8 +12,7 @@ from latency.errors import LatencyError
 from latency.measure import WarmTimer
 from models.language import SpecError
 from models.spec import ModelSpec
-from pipeline import find, measured, short
-from pipeline import search as searching
+from pipeline import find, loop, measured, short
 from pipeline.checkpoint import student_card
 from pipeline.config import load_config
 from pipeline.errors import EnvironmentProblem, OutOfMemory, PipelineError
@@ -178,7 +177,7 @@ def test_the_hopeless_end_early_and_count(tiny, tmp_path):
 
 
 def test_after_many_rejects_it_is_told_early_what_would_help(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(searching, "_HINT_AFTER", 4)
+    monkeypatch.setattr(loop, "_HINT_AFTER", 4)
     said = []
     settings = ["limits.params=100", "search.max_asked=6"]
     with open_run(tmp_path / "run", load_config(tiny, settings), said.append) as run:

@@ -1,0 +1,119 @@
+"""The loop of a search: what is tried first, candidate after candidate until the budget is used, and why it is over."""
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from latency.errors import LatencyError
+from pipeline.insight import what_helps
+from pipeline.measured import Timer
+from pipeline.samplers import warning
+from pipeline.search import Search
+from pipeline.spaces import check_space
+from pipeline.study import agree, alive, known_params, one_at_a_time, own_trials, take_up, take_up_lost
+from pipeline.tally import Tally, all_at_work, nearest_miss, rows_of, summary, used_up
+from pipeline.trial import LOST, UNFIT, evaluate, no_timing, timed
+
+_WAIT_S = 1.0
+_HINT_AFTER = 30
+"""Rejects without a single candidate that keeps the limits, after which it is said what would help."""
+
+
+def run_search(search: Search, timer: Timer) -> dict[str, Any]:
+    """Go on with the study until its budget is used; the summary and all trials. Raises PipelineError."""
+    study = prepare(search, timer)
+    reason = work(search, study, timer)
+    search.say(f"search ends: {reason}{nothing_fits(own_trials(study), search)}")
+    return summary(study, search.config)
+
+
+def prepare(search: Search, timer: Timer) -> optuna.Study:
+    """What is done once, before the first worker: the study, and what is to be tried before anything is drawn."""
+    check_space(search.space, search.config)
+    if unfit := warning(search.config.search.sampler):
+        search.say(unfit)
+    study = search.open()
+    take_up(study, search.worker, alone=search.config.search.storage is None)
+    if not any(t.state.is_finished() for t in own_trials(study)):
+        for params in (*search.config.search.start, *_carried_over(search)):
+            study.enqueue_trial(params, skip_if_exists=True)
+    if search.config.search.sampler == "sweep":
+        planned = _slowest_first(search, timer)
+        # What could not be timed because the target was out of reach is tried again.
+        tried = [known_params(t) for t in own_trials(study) if t.user_attrs.get("error_kind") != LatencyError.__name__]
+        for params in planned:
+            if params not in tried:
+                study.enqueue_trial(params)
+    return study
+
+
+def work(search: Search, study: optuna.Study, timer: Timer) -> str:
+    """Candidate after candidate, as one of the study's workers; why it is over."""
+    agree(study, search.meaning)  # again: two that began at once may both have been the first
+    while (reason := step(search, study, timer)) is None:
+        pass
+    return reason
+
+
+def step(search: Search, study: optuna.Study, timer: Timer) -> str | None:
+    """One candidate, or a moment's wait for those at work; why the search is over, if it is."""
+    config, sweeps = search.config, search.config.search.sampler == "sweep"
+    take_up_lost(study)
+    trials = own_trials(study)
+    tally = Tally.of(trials, config.latency.limit_ms)
+    if reason := used_up(tally, config):
+        return reason
+    waiting = any(t.state == TrialState.WAITING for t in trials)
+    if sweeps and not waiting and not tally.at_work:
+        return f"all {tally.asked} combinations tried (search.sampler)"
+    if all_at_work(tally, config) or (sweeps and not waiting):
+        time.sleep(_WAIT_S)
+        return None
+    if tally.rejected and tally.rejected % _HINT_AFTER == 0 and (hint := nothing_fits(trials, search)):
+        search.say(f"search goes on{hint}")  # early, for it takes long to find out by the budget
+    study.sampler = search.sampler(tally.asked)
+    with one_at_a_time(search.url):
+        trial = study.ask()
+    with alive(study, trial, search.worker):
+        evaluate(study, trial, search, timer, trials)
+    return None
+
+
+def _carried_over(search: Search) -> list[dict[str, Any]]:
+    """Of a study of another limit, host or runtime in this folder, what was trained: timed again, not trained again."""
+    records = sorted((search.folder / "trained").glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
+    known = [json.loads(r.read_text()) for r in records]
+    return [k["params"] for k in known if k.get("space") == search.space.hash and k["training"] == search.training]
+
+
+def _slowest_first(search: Search, timer: Timer) -> list[dict[str, Any]]:
+    """Every combination, measured: those over the limit, which cost nothing more, then the slowest of the others first,
+    for more time mostly buys more F1."""
+    everything = search.space.combinations()
+    search.say(f"search: {len(everything)} combinations, each is measured first")
+    measured: list[tuple[float, dict[str, Any]]] = []
+    lost = 0
+    for params in everything:
+        try:
+            candidate = search.space.suggest(optuna.trial.FixedTrial(params), len(search.index.classes))
+            measured.append((timed(candidate, search, timer)[0].p90_lower_ms, params))
+            lost = 0
+        except UNFIT as error:  # its trial says so
+            measured.append((0.0, params))
+            lost = lost + 1 if isinstance(error, LatencyError) else 0
+            if lost == LOST:
+                raise no_timing(error) from error
+    return [params for _, params in sorted(measured, key=lambda m: -m[0])]
+
+
+def nothing_fits(trials: Sequence[FrozenTrial], search: Search) -> str:
+    """Where no candidate has kept the limits so far: the nearest miss, and what would help; else nothing."""
+    tally = Tally.of(trials, search.config.latency.limit_ms)
+    if not tally.rejected or tally.trained + tally.stopped + tally.in_training:
+        return ""
+    near = nearest_miss(rows_of(trials), search.config.latency.limit_ms)
+    return f"; none of {tally.rejected} candidates keeps the limits: {near}; {what_helps(trials)}"
