@@ -45,6 +45,8 @@ bench: install
 	$(BIN)/python ci/bench/latency_bench.py
 	$(BIN)/python ci/bench/ship_bench.py
 	$(BIN)/python ci/bench/train_bench.py
+	$(BIN)/python ci/bench/overhead_bench.py
+	$(BIN)/python ci/bench/workers_bench.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -32,9 +32,9 @@ def describe(study: optuna.Study, config: BuildConfig) -> None:
         f"of the exported model, batch 1, {latency.threads} thread(s), the fastest of {forms}; parameters.\n\n"
         f"- The limit is **{latency.limit_ms:g} ms**. `over_limit` of a trial is its share over each limit: a "
         "candidate with one above 0 was told PRUNED without training.\n"
-        "- A PRUNED trial with `f1_by_epoch` was trained and ended early, behind others of similar latency.\n"
-        "- `timings` holds every form that was timed; the architecture of a trained trial is its artefact, "
-        "`model.yaml`, which `edgebuild model show` prints.\n",
+        "- A PRUNED trial with `f1_by_epoch` was trained and ended early, behind others that are as fast.\n"
+        "- `details` holds every form that was timed, size, MACs and the network; the architecture of a trained trial "
+        "is its artefact, `model.yaml`, which `edgebuild model show` prints.\n",
     )
 
 

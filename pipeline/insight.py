@@ -12,6 +12,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial
 
 from pipeline.study import quiet_optuna
+from pipeline.tally import DETAILS
 
 _TOP = 0.2
 """Share of the trials that counts as good: PED-ANOVA wants five at least (its documentation), so 25 trials in all."""
@@ -62,7 +63,7 @@ def loss_of(trial: FrozenTrial) -> float:
 
 
 def params_of(trial: FrozenTrial) -> float:
-    return float(trial.user_attrs["params"])
+    return float(trial.user_attrs[DETAILS]["params"])
 
 
 def best_share(

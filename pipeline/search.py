@@ -28,6 +28,8 @@ from pipeline.study import Direction, database_url, open_study
 
 _DIRECTIONS: tuple[Direction, ...] = ("maximize", "minimize", "minimize")
 _METRICS = ("macro F1", "p90 [ms]", "parameters")
+_LAYOUT = 2
+"""Of the attributes of a trial; a study of an earlier one is not gone on with."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Search:
         """Of a trial of the study; budgets are left out, so raising one goes on."""
         latency = self.config.latency
         return {
+            "layout of its trials": _LAYOUT,
             "space": self.space.hash,
             **{f"{k} of the training": v for k, v in self.training.items()},
             "latency.limit_ms": latency.limit_ms,

@@ -4,6 +4,7 @@ mean the same by a trial, and with trials that a killed worker left taken up aga
 import contextlib
 import fcntl
 import logging
+import sqlite3
 import threading
 import time
 import warnings
@@ -67,16 +68,26 @@ def open_study(
     return study
 
 
+class _Connection(sqlite3.Connection):
+    """Optuna commits each parameter of a trial by itself. With a log written ahead that takes a tenth of the time; what
+    was committed outlives its process as before, and at worst the last of it is lost with the machine's power."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.execute("PRAGMA journal_mode=WAL")
+        self.execute("PRAGMA synchronous=NORMAL")
+
+
 def _storage(url: str) -> RDBStorage:
     from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
     # A server closes connections that idle through a long training, or was started again.
-    patient = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    sqlite = {"connect_args": {"timeout": 60, "factory": _Connection}}
     for tries in range(_OPENED):
         try:
             return RDBStorage(
                 url,
-                engine_kwargs=patient,
+                engine_kwargs=sqlite if url.startswith("sqlite") else {"pool_pre_ping": True},
                 heartbeat_interval=HEARTBEAT_S,
                 grace_period=GRACE_S,
                 heartbeat_stale_trial_callback=_try_again,

@@ -12,6 +12,8 @@ from pipeline.config import BuildConfig
 from pipeline.front import hypervolume
 from pipeline.study import own_trials
 
+DETAILS = "details"
+"""The user attribute of a trial that holds what was found out of its network."""
 TRAINED, REJECTED, STOPPED = "trained", "rejected", "stopped"
 
 
@@ -112,9 +114,9 @@ def all_at_work(tally: Tally, config: BuildConfig) -> bool:
 def rows_of(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
     """A row for each that was measured."""
     return [
-        {"trial": t.number, "state": became, "parameters": t.params, **t.user_attrs}
+        {"trial": t.number, "state": became, "parameters": t.params, **attrs.pop(DETAILS), **attrs}
         for t in trials
-        if (became := fate(t)) is not None
+        if (became := fate(t)) is not None and (attrs := dict(t.user_attrs))
     ]
 
 

@@ -27,7 +27,7 @@ from pipeline.progress import Epoch
 from pipeline.search import Search
 from pipeline.stopping import Curve, hopeless
 from pipeline.study import own_trials
-from pipeline.tally import Tally
+from pipeline.tally import DETAILS, Tally
 
 UNFIT = (SpecError, ExportError, LatencyError)
 """What a candidate may be that cannot be built, exported or timed; the search goes on without it."""
@@ -62,11 +62,10 @@ def evaluate(
     try:
         candidate = search.space.suggest(trial, len(search.index.classes))
         spec = candidate.spec
-        same = (t for t in earlier if t.user_attrs.get("graph") == [spec.hash, spec.input_size])
-        known = next(same, None)
+        details = (t.user_attrs.get(DETAILS, {}) for t in earlier)
+        known = next((d for d in details if d.get("graph") == [spec.hash, spec.input_size]), None)
         if known:
-            params, macs = known.user_attrs["params"], known.user_attrs["macs"]
-            timings = [Timing(**t) for t in known.user_attrs["timings"]]
+            params, macs, timings = known["params"], known["macs"], [Timing(**t) for t in known["timings"]]
         else:
             shape = profile(spec)
             params, macs = shape.params, shape.macs
@@ -80,21 +79,21 @@ def evaluate(
         return
     best, over = best_form(search.config, timings, params)
     measure_s = round(time.perf_counter() - began, 3)
-    facts = {
+    details = {
         "graph": [spec.hash, spec.input_size],
         "input_size": spec.input_size,
         "params": params,
         "macs": macs,
         "size_bytes": best.size_bytes,
         "peak_mib": best.peak_mib,
-        "latency_ms": best.p90_ms,
         "form": best.form,
         "timings": [asdict(t) for t in timings],
-        "over_limit": over,
         "measure_s": measure_s,
         "spec": spec.document(),
         "hyper": candidate.hyper.as_dict(),
     }
+    # Each attribute is a transaction of its own, so what is for programs is one.
+    facts = {"latency_ms": best.p90_ms, "over_limit": over, DETAILS: details}
     for name, share in over.items():
         trial.set_constraint(name, share)
     for name, value in facts.items():
@@ -158,7 +157,7 @@ def _judge(
     else:
         if search.at_home:
             attach(trial, candidate.spec, search.folder)
-        study.tell(trial, [max(f1), best.p90_ms, trial.user_attrs["params"]], skip_if_finished=True)
+        study.tell(trial, [max(f1), best.p90_ms, trial.user_attrs[DETAILS]["params"]], skip_if_finished=True)
         search.say(f"{head}: F1 {max(f1):.4f}, trained in {facts['train_s']:.0f} s")
     search.say(f"search: {told(study, search)}")
 

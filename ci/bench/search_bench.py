@@ -48,7 +48,7 @@ from pipeline.search import Search, candidate_timer
 from pipeline.stages import Run, perform
 from pipeline.stopping import Curve, replay
 from pipeline.study import database_url, own_trials, quiet_optuna
-from pipeline.tally import fate
+from pipeline.tally import DETAILS, fate
 
 ARMS = ("lineage", "filter", "ours")
 
@@ -118,7 +118,7 @@ def ours(search: Search) -> list[Row]:
                 became,
                 a["over_limit"]["latency"],
                 a["latency_ms"],
-                a["params"],
+                a[DETAILS]["params"],
                 curve,
             )
         )

@@ -1,9 +1,11 @@
 """What further workers bring: 1 and 2 on this machine, and a simulation of 8 to 256 on a cluster.
 
 `python ci/bench/workers_bench.py --data TRASHNET [--rounds 2] [--stages search_bench.json]`. The same candidates are
-trained by one process with all cores, by one worker of Ray and by two with half of the cores each; in turn. The
-simulation takes its stage times from what `search_bench.py` recorded of our search: a candidate waits for one of the
-nodes that may time, is timed there, and is rejected or trained by its worker. Table on screen, JSON beside.
+trained by one process with all cores, by one worker of Ray and by two with half of the cores each; in turn. Told are
+the whole command, and from the first candidate's begin to the last one's end: Ray and its workers take long to start.
+The simulation takes its stage times from what `search_bench.py` recorded of our search: a candidate waits for one of
+the nodes that may time, is timed there (for as long as a reject takes), and is rejected or trained by its worker
+elsewhere. Table on screen, JSON beside.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from latency.host import this_host
 from models.joined import JoinedSpace
 from models.space import SearchSpace
 from pipeline.files import write_json
+from pipeline.study import database_url, load_study
 
 ARMS = {"one process": (), "--workers 1": ("--workers", "1"), "--workers 2": ("--workers", "2")}
 CANDIDATES = 8
@@ -33,8 +37,8 @@ HOURS = 8.0
 ENOUGH = 0.95
 
 
-def searched_s(data: Path, arm: str, folder: Path) -> float:
-    """Seconds of `edgebuild search` for the same candidates, the start of everything included."""
+def searched_s(data: Path, arm: str, folder: Path) -> tuple[float, float]:
+    """Seconds of `edgebuild search` for the same candidates: of the whole command, and of the candidates alone."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     space, start = JoinedSpace((SearchSpace.load("cpu"),)), []
     for _ in range(CANDIDATES):
@@ -46,8 +50,12 @@ def searched_s(data: Path, arm: str, folder: Path) -> float:
     (folder / "bench.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "edgebuild", "search", "-c", "bench.yaml", "--json", *ARMS[arm]]
     began = time.perf_counter()
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return time.perf_counter() - began
+    done = subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    whole_s = time.perf_counter() - began
+    url = database_url(None, folder / "runs/bench/study")
+    trials = [t for t in load_study(url, json.loads(done.stdout)["study"]).trials if t.state.is_finished()]
+    begins, ends = [t.datetime_start for t in trials], [t.datetime_complete for t in trials]
+    return whole_s, (max(ends) - min(begins)).total_seconds()  # type: ignore[type-var, operator]
 
 
 def simulate(
@@ -89,8 +97,12 @@ def simulation(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for workers in (1, 2, 8, 16, 32, 64, 128, 256):
         found = {n: simulate(workers, n, timing_s, training_s, kept) for n in (1, 2, 4, 8, 16, 32)}
         ideal = alone * workers
-        rates = ((n, simulate(workers, n, timing_s, training_s, kept)[0]) for n in range(1, 129))
-        needed = next((n for n, rate in rates if rate >= ENOUGH * ideal), None)
+        most = range(1, workers + 1)
+
+        def rate(nodes: int, workers: int = workers) -> float:
+            return simulate(workers, nodes, timing_s, training_s, kept)[0]
+
+        needed = most[min(bisect_left(most, ENOUGH * ideal, key=rate), workers - 1)]
         table[str(workers)] = {"by_nodes": found, "ideal": ideal, "nodes_needed": needed}
         cells = "  ".join(f"{rate:6.0f} ({busy:4.0%})" for rate, busy in found.values())
         print(f"{workers:7}   {cells}   {needed}")
@@ -105,16 +117,21 @@ def main() -> None:
     args = parser.parse_args()
     record: dict[str, Any] = {"host": this_host().as_dict()}
     if args.data:
-        seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
+        seconds: dict[str, list[tuple[float, float]]] = {arm: [] for arm in ARMS}
         for round_ in range(args.rounds):
             for arm in list(ARMS)[:: 1 if round_ % 2 == 0 else -1]:
                 with tempfile.TemporaryDirectory() as folder:
                     seconds[arm].append(searched_s(args.data, arm, Path(folder)))
-                    print(f"{arm}: {seconds[arm][-1]:.0f} s for {CANDIDATES} candidates", flush=True)
-        alone = np.array(seconds["one process"])
+                    whole_s, work_s = seconds[arm][-1]
+                    print(
+                        f"{arm}: {CANDIDATES} candidates in {work_s:.0f} s, the command in {whole_s:.0f} s", flush=True
+                    )
         for arm, values in seconds.items():
-            ratio = alone / np.array(values)
-            print(f"{arm:14} {np.median(ratio):.2f} times one process ({ratio.min():.2f} to {ratio.max():.2f})")
+            whole, work = (np.array(seconds["one process"]) / np.array(values)).T
+            print(
+                f"{arm:14} {np.median(work):.2f} times one process ({work.min():.2f} to {work.max():.2f}); "
+                f"the whole command {np.median(whole):.2f} ({whole.min():.2f} to {whole.max():.2f})"
+            )
         record["seconds"] = seconds
     if args.stages.is_file():
         seeds = json.loads(args.stages.read_text())["cpu"]["rows"].values()

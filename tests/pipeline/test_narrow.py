@@ -30,7 +30,11 @@ def study(count, seed=0, limit_ms=1.0):
         ms = 1.2 * p["width_multiple"] + p["s3/out"] / 400
         over = ms / limit_ms - 1
         f1 = 0.5 - abs(p["learning_rate"] - 0.004) * 40 + 0.2 * (p["s1/type"] == "LCBlock")
-        attrs = {"latency_ms": ms, "params": int(1e5 * p["width_multiple"]), "over_limit": {"latency": over}}
+        attrs = {
+            "latency_ms": ms,
+            "details": {"params": int(1e5 * p["width_multiple"])},
+            "over_limit": {"latency": over},
+        }
         if over <= 0:
             attrs |= {"training": str(number), "f1_macro": f1, "f1_by_epoch": [f1]}
         trials.append(
@@ -106,7 +110,7 @@ def test_of_several_spaces_one_may_be_left(tmp_path):
         joined.suggest(trial, 6)
         own = trial.params["space"] == "pretrained"
         f1 = 0.8 + number / 1000 if own else 0.4
-        attrs = {"latency_ms": 1.0, "params": 1, "over_limit": {"latency": -0.1}, "training": str(number)}
+        attrs = {"latency_ms": 1.0, "details": {"params": 1}, "over_limit": {"latency": -0.1}, "training": str(number)}
         attrs |= {"f1_macro": f1, "f1_by_epoch": [f1]}
         trials.append(create_trial(params=trial.params, distributions=trial.distributions, value=f1, user_attrs=attrs))
     found = narrowed(trials, joined)

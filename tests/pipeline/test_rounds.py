@@ -55,7 +55,7 @@ def test_a_dashboard_finds_names_notes_and_artefacts(round1):
     for trial in trained:
         (meta,) = optuna.artifacts.get_all_artifact_meta(trial, storage=study._storage)
         store = folder / "study" / "artifacts" / meta.artifact_id
-        assert yaml.safe_load(store.read_text()) == trial.user_attrs["spec"]
+        assert yaml.safe_load(store.read_text()) == trial.user_attrs["details"]["spec"]
 
 
 def test_the_proxy_is_checked_once(round1, cli):
