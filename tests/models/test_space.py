@@ -33,10 +33,10 @@ class Draw:
 
 
 def all_asked(name, draws):
-    asked = {}
+    asked, space = {}, SearchSpace.load(name)
     for seed in range(draws):
         draw = Draw(seed)
-        SearchSpace.load(name).suggest(draw, 6)
+        space.suggest(draw, 6)
         asked |= draw.asked
     return asked
 
@@ -138,7 +138,8 @@ def test_every_draw_is_a_network(name):
 
 def test_most_of_cpu_is_small_and_most_of_lineage_is_not():
     def macs(name):
-        return [profile(SearchSpace.load(name).suggest(Draw(s), 6).spec).macs / 1e6 for s in range(50)]
+        space = SearchSpace.load(name)
+        return [profile(space.suggest(Draw(s), 6).spec).macs / 1e6 for s in range(50)]
 
     assert sum(m < 60 for m in macs("cpu")) > 0.8 * 50
     assert sum(m < 60 for m in macs("lineage")) < 0.4 * 50
