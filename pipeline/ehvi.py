@@ -25,6 +25,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from scipy.optimize import minimize
 from scipy.stats import norm
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -40,6 +41,8 @@ _POOL, _RANDOM, _CHILDREN, _PARENTS, _CHANGED = 2000, 800, 200, 12, 2
 many parameters of another draw."""
 _FITTED, _KNOWN = 80, 250
 """Trials that a kernel is fitted to, and that it is then given: time grows with the cube."""
+_ITERATIONS = 12
+"""Of a fit."""
 _STEPS = 40
 """Of the integral over latency."""
 _TURNS = 3
@@ -227,6 +230,12 @@ def _coded(distribution: Any, values: list[Any]) -> Any:
     return np.nan_to_num((numbers - low) / ((high - low) or 1.0), nan=0.5)
 
 
+def _few_steps(objective: Any, begin: Any, bounds: Any) -> tuple[Any, float]:
+    """For scikit-learn: its own L-BFGS-B, ended where the likelihood hardly grows any more."""
+    found = minimize(objective, begin, method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": _ITERATIONS})
+    return found.x, found.fun
+
+
 class _Model:
     """A Gaussian process of one quantity."""
 
@@ -241,7 +250,8 @@ class _Model:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound says: does not matter
-            self._kernel = GaussianProcessRegressor(kernel).fit(rows[part], self._values[part]).kernel_
+            fitted = GaussianProcessRegressor(kernel, optimizer=_few_steps).fit(rows[part], self._values[part])
+        self._kernel = fitted.kernel_
         self._settle()
 
     def _settle(self) -> None:

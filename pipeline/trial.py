@@ -62,8 +62,8 @@ def evaluate(
     try:
         candidate = search.space.suggest(trial, len(search.index.classes))
         spec = candidate.spec
-        details = (t.user_attrs.get(DETAILS, {}) for t in earlier)
-        known = next((d for d in details if d.get("graph") == [spec.hash, spec.input_size]), None)
+        found_out = (t.user_attrs.get(DETAILS, {}) for t in earlier)
+        known = next((d for d in found_out if d.get("graph") == [spec.hash, spec.input_size]), None)
         if known:
             params, macs, timings = known["params"], known["macs"], [Timing(**t) for t in known["timings"]]
         else:
