@@ -23,7 +23,7 @@ def done(cli, command, *args, settings=(), code=0):
 @pytest.fixture(scope="module")
 def round1(cli, tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rounds") / "one"
-    settings = [*SPACES, "search.trials=12", "limits.params=400000", "limits.size=3MB", "latency.limit_ms=0.3"]
+    settings = [*SPACES, "search.trials=12", "limits.params=100000", "limits.size=3MB", "latency.limit_ms=0.3"]
     settings += ["search.epochs=2", "distill.epochs=3", "search.stop.share=0"]
     result, said = done(cli, "search", "-c", tiny, "--run-dir", folder, "--check-proxy", "5", settings=settings)
     return folder, result, said
@@ -39,7 +39,7 @@ def test_two_spaces_in_one_study_under_three_limits(round1):
         assert set(row["over_limit"]) == {"latency", "params", "size"}
         assert (row["state"] == "rejected") == (max(row["over_limit"].values()) > 0)
         assert ("f1_by_epoch" in row) == (row["state"] != "rejected")
-        assert row["params"] / 400_000 - 1 == pytest.approx(row["over_limit"]["params"])
+        assert row["params"] / 100_000 - 1 == pytest.approx(row["over_limit"]["params"])
         assert row["size_bytes"] / 3e6 - 1 == pytest.approx(row["over_limit"]["size"])
     assert any(r["state"] == "rejected" for r in rows)
     assert " asked, " in said
