@@ -124,27 +124,36 @@ class ExpectedFront(BaseSampler):
 
     def _propose(self, trials: Sequence[FrozenTrial], number: int) -> Draw | None:
         done = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-        measured = [t for t in done if "latency_ms" in t.user_attrs][-_KNOWN:]
+        measured = [t for t in done if "latency_ms" in t.user_attrs]
+        if len(measured) < STARTUP:
+            return None
         tried = {Draw(t.params, {}).key for t in trials}
         candidates = [c for c in self._candidates(measured) if c.key not in tried]
-        if len(measured) < STARTUP or not candidates:
+        if not candidates:
             return None
+        at_work = [t for t in trials if t.state == TrialState.RUNNING and t.params]
+        worth = self._worth([c.params for c in candidates], measured, at_work, best_f1=number % _TURNS == 0)
+        return candidates[int(np.argmax(worth))]
+
+    def _worth(
+        self, asked: list[dict[str, Any]], measured: list[FrozenTrial], at_work: list[FrozenTrial], best_f1: bool
+    ) -> Any:
+        """(asked,): what is to be expected of each. best_f1: at the limit, not of the whole front."""
         code = _Code(self._pool)
-        rows = code(c.params for c in candidates)
+        rows, worth = code(asked), np.ones(len(asked))
         trained = [t for t in measured if "f1_by_epoch" in t.user_attrs]
-        limits = [n for n in measured[-1].user_attrs["over_limit"] if n != "latency" or len(trained) < 2]
-        worth = np.ones(len(rows))
-        for name in limits:
+        blind = len(trained) < 2
+        for name in (n for n in measured[-1].user_attrs["over_limit"] if blind or n != "latency"):
             shares = [np.log(max(_LEAST, 1 + t.user_attrs["over_limit"][name])) for t in measured]
             mean, deviation = self._model(code, measured, shares).predict(rows)
             worth *= norm.cdf(-mean / deviation)
-        if len(trained) < 2:
-            return candidates[int(np.argmax(worth))]
+        if blind:
+            return worth
         latency = self._model(code, measured, [np.log(t.user_attrs["latency_ms"]) for t in measured])
         f1 = self._model(code, trained, _final_f1(trained))
         known = [(t.user_attrs["latency_ms"], t.user_attrs["f1_macro"]) for t in trained if t.values]
-        for other in (t for t in trials if t.state == TrialState.RUNNING and t.params):
-            row = code([other.params])  # counts as what is expected of it, so that two do not go to one place
+        for other in at_work:  # counts as what is expected of it, so that two do not go to one place
+            row = code([other.params])
             (expected,) = f1.predict(row)[0]
             f1.add(row, expected)
             known.append((float(np.exp(latency.predict(row)[0][0])), float(expected)))
@@ -152,11 +161,11 @@ class ExpectedFront(BaseSampler):
         best = np.array([max((f for ms, f in known if ms <= t), default=0.0) for t in at])
         mean, deviation = (v[:, None] for v in latency.predict(rows))
         gain = norm.cdf((np.log(at) - mean) / deviation) * _expected_improvement(*f1.predict(rows), best)
-        worth *= gain[:, -1] if number % _TURNS == 0 else gain.mean(axis=1)
-        return candidates[int(np.argmax(worth))]
+        return worth * (gain[:, -1] if best_f1 else gain.mean(axis=1))
 
-    def _model(self, code: "_Code", trials: Sequence[FrozenTrial], values: Iterable[float]) -> "_Model":
-        return _Model(code(t.params for t in trials), np.array([*values]), self._rng)
+    def _model(self, code: "_Code", trials: Sequence[FrozenTrial], values: Sequence[float]) -> "_Model":
+        """Of the latest."""
+        return _Model(code(t.params for t in trials[-_KNOWN:]), np.array(values[-_KNOWN:]), self._rng)
 
     def _candidates(self, measured: Sequence[FrozenTrial]) -> list[Draw]:
         """Some of the pool, and children of the best: parameters of another draw in their place."""

@@ -1,15 +1,22 @@
 """A study in PostgreSQL: a real server on loopback."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.trial import TrialState
 
 from pipeline.errors import EnvironmentProblem, PipelineError
 from pipeline.study import database_url, open_study, take_up
+from tests.conftest import ROOT
+from tests.postgres import Missing, server
 
 ARGS = (("maximize", "minimize"), ("F1", "ms"))
 SECRET = re.compile(r"pass(%3A|:)word")
@@ -59,6 +66,48 @@ def test_a_refusal_of_the_server_shows_no_password(change, postgres):
     assert "cannot be used: " in str(caught.value)
     assert "wrong" not in str(caught.value)
     assert not SECRET.search(str(caught.value))
+
+
+def test_a_database_of_an_older_version_is_told_with_what_to_do(postgres):
+    def engine(url, **more):
+        return sqlalchemy.create_engine(database_url(url, None), **more)
+
+    with engine(postgres, isolation_level="AUTOCOMMIT").connect() as database:
+        database.execute(sqlalchemy.text("CREATE DATABASE older"))
+    older = postgres.replace("/postgres", "/older")
+    opened(older, "study")
+    with engine(older).begin() as database:
+        database.execute(sqlalchemy.text("UPDATE alembic_version SET version_num = 'v2.6.0.a'"))
+        database.execute(sqlalchemy.text("UPDATE version_info SET library_version = '2.6.0'"))
+    with pytest.raises(EnvironmentProblem, match=r"of another version of Optuna.*optuna storage upgrade") as caught:
+        opened(older, "study")
+    assert not SECRET.search(str(caught.value))
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_in_mid_study_ends_the_search_in_one_line(tiny, tmp_path):
+    with ExitStack() as running:
+        try:
+            url = running.enter_context(server())
+        except Missing as missing:
+            pytest.skip(str(missing))
+        command = [sys.executable, "-m", "edgebuild", "search", "-c", tiny, "--run-dir", tmp_path / "r"]
+        process = subprocess.Popen(
+            [*map(str, command), "--set", f"search.storage={url}", "--set", "search.trials=50"],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for line in process.stderr:
+            if line.startswith("search: 2 asked"):
+                break
+        running.close()
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 4, said
+    assert "edgebuild: search.storage: the database can be used no more" in said
+    assert "Traceback" not in said
+    assert not SECRET.search(said)
 
 
 @pytest.mark.slow
