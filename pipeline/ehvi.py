@@ -9,14 +9,14 @@ the area under the front, which ends at the limit,
 and with f and log l normal and independent its expectation is the integral of P(l <= t) EI(f, best(t)), where EI is the
 expected improvement of Jones, Schonlau and Welch 1998. The whole is the expected hypervolume improvement of Emmerich,
 Giannakoglou and Naujoks 2006. Every third trial goes by EI at the limit alone, for the best F1 under the limit is what
-is chosen in the end. Other limits count by the probability that they are kept. Where nothing was trained yet, the
-probability to keep all limits is what counts.
+is chosen in the end. Other limits count by the probability that they are kept. Until some were trained, candidates are
+drawn at random, the more often the likelier they keep the limits.
 
 The kernel has one length scale for all parameters: 20 to 100 trials do not tell 40 of them apart.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,7 @@ from models.joined import JoinedSpace
 from models.language import SpecError
 
 STARTUP = 10
-"""Trials measured before anything is modelled."""
+"""Trials measured before latency is modelled, and trained before F1 is."""
 _POOL, _RANDOM, _CHILDREN, _PARENTS, _CHANGED = 2000, 800, 200, 12, 2
 """Draws of the space; how many of them are candidates of a trial; children of each of so many parents, with about so
 many parameters of another draw."""
@@ -128,32 +128,47 @@ class ExpectedFront(BaseSampler):
         if len(measured) < STARTUP:
             return None
         tried = {Draw(t.params, {}).key for t in trials}
-        candidates = [c for c in self._candidates(measured) if c.key not in tried]
+        some = self._rng.permutation(len(self._pool))[:_RANDOM]
+        drawn = [d for i in some if (d := self._pool[i]).key not in tried]
+        candidates = [*drawn, *(c for c in self._children(measured) if c.key not in tried)]
         if not candidates:
             return None
-        at_work = [t for t in trials if t.state == TrialState.RUNNING and t.params]
-        worth = self._worth([c.params for c in candidates], measured, at_work, best_f1=number % _TURNS == 0)
+        code = _Code(self._pool)
+        rows = code(c.params for c in candidates)
+        trained = [t for t in measured if "f1_by_epoch" in t.user_attrs]
+        if len(trained) < STARTUP:  # at random where the limits are kept, for F1 is learnt from what differs
+            kept = self._kept(code, rows, measured, [*measured[-1].user_attrs["over_limit"]]) ** 2 + _LEAST
+            if kept[: len(drawn)].sum() > 1:
+                kept[len(drawn) :] = 0  # children are for limits that the space itself hardly keeps
+            return candidates[int(self._rng.choice(len(candidates), p=kept / kept.sum()))]
+        at_work = [t.params for t in trials if t.state == TrialState.RUNNING and t.params]
+        worth = self._worth(code, rows, measured, trained, at_work, best_f1=number % _TURNS == 0)
         return candidates[int(np.argmax(worth))]
 
-    def _worth(
-        self, asked: list[dict[str, Any]], measured: list[FrozenTrial], at_work: list[FrozenTrial], best_f1: bool
-    ) -> Any:
-        """(asked,): what is to be expected of each. best_f1: at the limit, not of the whole front."""
-        code = _Code(self._pool)
-        rows, worth = code(asked), np.ones(len(asked))
-        trained = [t for t in measured if "f1_by_epoch" in t.user_attrs]
-        blind = len(trained) < 2
-        for name in (n for n in measured[-1].user_attrs["over_limit"] if blind or n != "latency"):
+    def _kept(self, code: "_Code", rows: Any, measured: list[FrozenTrial], limits: list[str]) -> Any:
+        """(rows,): the probability that these limits are kept."""
+        kept = np.ones(len(rows))
+        for name in limits:
             shares = [np.log(max(_LEAST, 1 + t.user_attrs["over_limit"][name])) for t in measured]
             mean, deviation = self._model(code, measured, shares).predict(rows)
-            worth *= norm.cdf(-mean / deviation)
-        if blind:
-            return worth
+            kept *= norm.cdf(-mean / deviation)
+        return kept
+
+    def _worth(
+        self,
+        code: "_Code",
+        rows: Any,
+        measured: list[FrozenTrial],
+        trained: list[FrozenTrial],
+        at_work: list[dict[str, Any]],
+        best_f1: bool,
+    ) -> Any:
+        """(rows,): what is to be expected of each. best_f1: at the limit, not of the whole front."""
         latency = self._model(code, measured, [np.log(t.user_attrs["latency_ms"]) for t in measured])
         f1 = self._model(code, trained, _final_f1(trained))
         known = [(t.user_attrs["latency_ms"], t.user_attrs["f1_macro"]) for t in trained if t.values]
-        for other in at_work:  # counts as what is expected of it, so that two do not go to one place
-            row = code([other.params])
+        for params in at_work:  # counts as what is expected of it, so that two do not go to one place
+            row = code([params])
             (expected,) = f1.predict(row)[0]
             f1.add(row, expected)
             known.append((float(np.exp(latency.predict(row)[0][0])), float(expected)))
@@ -161,24 +176,22 @@ class ExpectedFront(BaseSampler):
         best = np.array([max((f for ms, f in known if ms <= t), default=0.0) for t in at])
         mean, deviation = (v[:, None] for v in latency.predict(rows))
         gain = norm.cdf((np.log(at) - mean) / deviation) * _expected_improvement(*f1.predict(rows), best)
-        return worth * (gain[:, -1] if best_f1 else gain.mean(axis=1))
+        others = [name for name in measured[-1].user_attrs["over_limit"] if name != "latency"]
+        return self._kept(code, rows, measured, others) * (gain[:, -1] if best_f1 else gain.mean(axis=1))
 
     def _model(self, code: "_Code", trials: Sequence[FrozenTrial], values: Sequence[float]) -> "_Model":
         """Of the latest."""
         return _Model(code(t.params for t in trials[-_KNOWN:]), np.array(values[-_KNOWN:]), self._rng)
 
-    def _candidates(self, measured: Sequence[FrozenTrial]) -> list[Draw]:
-        """Some of the pool, and children of the best: parameters of another draw in their place."""
+    def _children(self, measured: Sequence[FrozenTrial]) -> Iterator[Draw]:
+        """Of the best: some parameters are those of another draw."""
         rng, pool = self._rng, self._pool
-        found = [pool[i] for i in rng.choice(len(pool), min(_RANDOM, len(pool)), replace=False)]
         for parent in _parents(measured, self._limit_ms):
             for _ in range(_CHILDREN):
                 other = pool[int(rng.integers(len(pool)))].params
                 shared = [n for n in parent.params if n in other]
                 names = rng.permutation(len(shared))[: 1 + rng.poisson(_CHANGED - 1)]
-                changed = {shared[i]: other[shared[i]] for i in names}
-                found.append(Draw(parent.params | changed, parent.distributions))
-        return found
+                yield Draw(parent.params | {shared[i]: other[shared[i]] for i in names}, parent.distributions)
 
 
 def _parents(measured: Sequence[FrozenTrial], limit_ms: float) -> list[FrozenTrial]:

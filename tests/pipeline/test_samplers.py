@@ -73,7 +73,7 @@ def drawn(name, study, count):
 @pytest.mark.parametrize("name", ["ehvi", "tpe"])
 def test_they_keep_away_from_where_candidates_were_rejected(name):
     assert warning(name) is None
-    found = drawn(name, study_where_half_is_too_slow(trained=6), 12)
+    found = drawn(name, study_where_half_is_too_slow(trained=12), 12)
     assert np.mean(found[:, 0] > LIMIT_MS) <= 0.25
     assert np.mean(found[:, 1]) > 0.5  # and go where F1 is better
 
@@ -91,6 +91,13 @@ def test_ehvi_begins_at_random_and_takes_many_trials():
         tell(few, {"x": i / 10, "y": 0.5}, X, i / 10 + 0.01)
     assert np.ptp(drawn("ehvi", few, 5)[:, 0]) > 0.1
     assert drawn("ehvi", study_where_half_is_too_slow(trained=400), 1).shape == (1, 2)
+
+
+def test_before_some_were_trained_it_draws_at_random_among_what_keeps_the_limit():
+    found = drawn("ehvi", study_where_half_is_too_slow(trained=STARTUP - 1), 24)
+    assert np.mean(found[:, 0] > LIMIT_MS) <= 0.25
+    assert found[:, 1].min() < 0.25  # also where F1 is bad, which only a model of it would know
+    assert found[:, 1].max() > 0.75
 
 
 def test_where_nothing_was_trained_yet_it_goes_where_all_limits_are_kept():
