@@ -12,11 +12,12 @@ Giannakoglou and Naujoks 2006. Every third trial goes by EI at the limit alone, 
 is chosen in the end. Other limits count by the probability that they are kept. Until some were trained, candidates are
 drawn at random, the more often the likelier they keep the limits.
 
-The kernel has one length scale for all parameters: 20 to 100 trials do not tell 40 of them apart.
+20 to 100 trials do not tell 40 length scales apart. So the kernel has one, of parameters that count by what each
+explains alone.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,9 +37,10 @@ from models.language import SpecError
 
 STARTUP = 10
 """Trials measured before latency is modelled, and trained before F1 is."""
-_POOL, _RANDOM, _CHILDREN, _PARENTS, _CHANGED = 2000, 800, 200, 12, 2
-"""Draws of the space; how many of them are candidates of a trial; children of each of so many parents, with about so
-many parameters of another draw."""
+_POOL, _RANDOM = 2000, 600
+"""Draws of the space, and how many of them are candidates of a trial."""
+_GENERATIONS, _PARENTS, _CHILDREN, _CHANGED = 3, 10, 50, 2
+"""Of the best in the study, then of the best candidates: children of each, with about so many parameters of a draw."""
 _FITTED, _KNOWN = 80, 250
 """Trials that a kernel is fitted to, and that it is then given: time grows with the cube."""
 _ITERATIONS = 12
@@ -47,6 +49,8 @@ _STEPS = 40
 """Of the integral over latency."""
 _TURNS = 3
 """Of so many trials one is for the best F1 alone."""
+_UNKNOWN = 0.05
+"""Of the variance: what a parameter may explain that seems to explain nothing."""
 _LEAST = 1e-6
 """Of a deviation, and of a share."""
 
@@ -129,64 +133,35 @@ class ExpectedFront(BaseSampler):
             return None
         tried = {Draw(t.params, {}).key for t in trials}
         some = self._rng.permutation(len(self._pool))[:_RANDOM]
-        drawn = [d for i in some if (d := self._pool[i]).key not in tried]
-        candidates = [*drawn, *(c for c in self._children(measured) if c.key not in tried)]
+        candidates = [d for i in some if (d := self._pool[i]).key not in tried]
+        forecast = _Forecast(measured, _Code(self._pool), self._limit_ms, self._rng)
+        learnt = len(forecast.trained) >= STARTUP
+        if learnt:
+            forecast.learn_f1([t.params for t in trials if t.state == TrialState.RUNNING and t.params])
+
+        def worth(asked: Sequence[Draw]) -> Any:
+            if not learnt:  # at random where the limits are kept, for F1 is learnt from what differs
+                return forecast.kept([c.params for c in asked]) ** 2
+            return forecast.gain([c.params for c in asked], best_f1=number % _TURNS == 0)
+
+        values = worth(candidates) if candidates else np.zeros(0)
+        if learnt or values.sum() < 1:  # else the space itself has enough that keeps the limits
+            parents = _parents(measured, self._limit_ms)
+            for _ in range(_GENERATIONS):
+                children = [c for c in self._children(parents) if c.key not in tried]
+                candidates, values = [*candidates, *children], np.append(values, worth(children))
+                parents = [candidates[i] for i in np.argsort(-values)[:_PARENTS]]
         if not candidates:
             return None
-        code = _Code(self._pool)
-        rows = code(c.params for c in candidates)
-        trained = [t for t in measured if "f1_by_epoch" in t.user_attrs]
-        if len(trained) < STARTUP:  # at random where the limits are kept, for F1 is learnt from what differs
-            kept = self._kept(code, rows, measured, [*measured[-1].user_attrs["over_limit"]]) ** 2 + _LEAST
-            if kept[: len(drawn)].sum() > 1:
-                kept[len(drawn) :] = 0  # children are for limits that the space itself hardly keeps
-            return candidates[int(self._rng.choice(len(candidates), p=kept / kept.sum()))]
-        at_work = [t.params for t in trials if t.state == TrialState.RUNNING and t.params]
-        worth = self._worth(code, rows, measured, trained, at_work, best_f1=number % _TURNS == 0)
-        return candidates[int(np.argmax(worth))]
+        if not learnt:
+            chances = values + _LEAST
+            return candidates[int(self._rng.choice(len(candidates), p=chances / chances.sum()))]
+        return candidates[int(np.argmax(values))]
 
-    def _kept(self, code: "_Code", rows: Any, measured: list[FrozenTrial], limits: list[str]) -> Any:
-        """(rows,): the probability that these limits are kept."""
-        kept = np.ones(len(rows))
-        for name in limits:
-            shares = [np.log(max(_LEAST, 1 + t.user_attrs["over_limit"][name])) for t in measured]
-            mean, deviation = self._model(code, measured, shares).predict(rows)
-            kept *= norm.cdf(-mean / deviation)
-        return kept
-
-    def _worth(
-        self,
-        code: "_Code",
-        rows: Any,
-        measured: list[FrozenTrial],
-        trained: list[FrozenTrial],
-        at_work: list[dict[str, Any]],
-        best_f1: bool,
-    ) -> Any:
-        """(rows,): what is to be expected of each. best_f1: at the limit, not of the whole front."""
-        latency = self._model(code, measured, [np.log(t.user_attrs["latency_ms"]) for t in measured])
-        f1 = self._model(code, trained, _final_f1(trained))
-        known = [(t.user_attrs["latency_ms"], t.user_attrs["f1_macro"]) for t in trained if t.values]
-        for params in at_work:  # counts as what is expected of it, so that two do not go to one place
-            row = code([params])
-            (expected,) = f1.predict(row)[0]
-            f1.add(row, expected)
-            known.append((float(np.exp(latency.predict(row)[0][0])), float(expected)))
-        at = np.linspace(self._limit_ms / _STEPS, self._limit_ms, _STEPS)
-        best = np.array([max((f for ms, f in known if ms <= t), default=0.0) for t in at])
-        mean, deviation = (v[:, None] for v in latency.predict(rows))
-        gain = norm.cdf((np.log(at) - mean) / deviation) * _expected_improvement(*f1.predict(rows), best)
-        others = [name for name in measured[-1].user_attrs["over_limit"] if name != "latency"]
-        return self._kept(code, rows, measured, others) * (gain[:, -1] if best_f1 else gain.mean(axis=1))
-
-    def _model(self, code: "_Code", trials: Sequence[FrozenTrial], values: Sequence[float]) -> "_Model":
-        """Of the latest."""
-        return _Model(code(t.params for t in trials[-_KNOWN:]), np.array(values[-_KNOWN:]), self._rng)
-
-    def _children(self, measured: Sequence[FrozenTrial]) -> Iterator[Draw]:
-        """Of the best: some parameters are those of another draw."""
+    def _children(self, parents: Sequence[Draw]) -> Iterator[Draw]:
+        """Some of their parameters are those of another draw."""
         rng, pool = self._rng, self._pool
-        for parent in _parents(measured, self._limit_ms):
+        for parent in parents:
             for _ in range(_CHILDREN):
                 other = pool[int(rng.integers(len(pool)))].params
                 shared = [n for n in parent.params if n in other]
@@ -194,18 +169,64 @@ class ExpectedFront(BaseSampler):
                 yield Draw(parent.params | {shared[i]: other[shared[i]] for i in names}, parent.distributions)
 
 
-def _parents(measured: Sequence[FrozenTrial], limit_ms: float) -> list[FrozenTrial]:
+class _Forecast:
+    """What is known of the study, and what is to be expected of points of its space."""
+
+    def __init__(
+        self, measured: Sequence[FrozenTrial], code: "_Code", limit_ms: float, rng: np.random.Generator
+    ) -> None:
+        self._measured, self._code, self._limit_ms, self._rng = measured, code, limit_ms, rng
+        self.trained = [t for t in measured if "f1_by_epoch" in t.user_attrs]
+        self._latency = self._model(measured, [np.log(t.user_attrs["latency_ms"]) for t in measured])
+        self._shares = {
+            name: self._model(measured, [np.log(max(_LEAST, 1 + t.user_attrs["over_limit"][name])) for t in measured])
+            for name in measured[-1].user_attrs["over_limit"]
+        }
+
+    def learn_f1(self, at_work: Sequence[dict[str, Any]]) -> None:
+        """at_work: parameters of trials under way; what is expected of them counts, so that two do not go to one
+        place."""
+        known = [(t.user_attrs["latency_ms"], t.user_attrs["f1_macro"]) for t in self.trained if t.values]
+        self._f1 = self._model(self.trained, _final_f1(self.trained))
+        for params in at_work:
+            row = self._code([params])
+            (expected,) = self._f1.predict(row)[0]
+            self._f1.add(row, expected)
+            known.append((float(np.exp(self._latency.predict(row)[0][0])), float(expected)))
+        self._at = np.linspace(self._limit_ms / _STEPS, self._limit_ms, _STEPS)
+        self._best = np.array([max((f for ms, f in known if ms <= t), default=0.0) for t in self._at])
+
+    def kept(self, asked: Sequence[dict[str, Any]], leave_out: str = "") -> Any:
+        """(asked,): the probability that the limits are kept."""
+        rows, found = self._code(asked), np.ones(len(asked))
+        for model in (m for name, m in self._shares.items() if name != leave_out):
+            mean, deviation = model.predict(rows)
+            found *= norm.cdf(-mean / deviation)
+        return found
+
+    def gain(self, asked: Sequence[dict[str, Any]], best_f1: bool) -> Any:
+        """(asked,): what is to be expected of the front, or of the best F1 at the limit."""
+        rows = self._code(asked)
+        mean, deviation = (v[:, None] for v in self._latency.predict(rows))
+        within = norm.cdf((np.log(self._at) - mean) / deviation)
+        gain = within * _expected_improvement(*self._f1.predict(rows), self._best)
+        return (gain[:, -1] if best_f1 else gain.mean(axis=1)) * self.kept(asked, "latency")
+
+    def _model(self, trials: Sequence[FrozenTrial], values: Sequence[float]) -> "_Model":
+        """Of the latest."""
+        rows, latest = self._code([t.params for t in trials[-_KNOWN:]]), np.array(values[-_KNOWN:])
+        return _Model(rows, latest, _relevance(rows, latest, self._code.columns), self._rng)
+
+
+def _parents(measured: Sequence[FrozenTrial], limit_ms: float) -> list[Draw]:
     """The front under the limit and the best F1 of it; where there is none, the nearest misses."""
     kept = [t for t in measured if t.values and t.user_attrs["latency_ms"] <= limit_ms]
-    if not kept:
-        return sorted(measured, key=lambda t: max(t.user_attrs["over_limit"].values()))[: _PARENTS // 2]
-    by_f1 = sorted(kept, key=lambda t: (-t.user_attrs["f1_macro"], t.user_attrs["latency_ms"]))
-    front, fastest = [], float("inf")
-    for t in by_f1:
-        if t.user_attrs["latency_ms"] < fastest:
-            front.append(t)
-            fastest = t.user_attrs["latency_ms"]
-    return list({t.number: t for t in (*by_f1[: _PARENTS // 2], *front)}.values())[:_PARENTS]
+    best = sorted(kept, key=lambda t: (-t.user_attrs["f1_macro"], t.user_attrs["latency_ms"]))
+    fastest = [min((b.user_attrs["latency_ms"] for b in best[:i]), default=np.inf) for i in range(len(best))]
+    front = [t for t, ms in zip(best, fastest, strict=True) if t.user_attrs["latency_ms"] < ms]
+    near = sorted(measured, key=lambda t: max(t.user_attrs["over_limit"].values())) if not kept else []
+    chosen = {t.number: t for t in (*best[: _PARENTS // 2], *front, *near)}
+    return [Draw(t.params, t.distributions) for t in chosen.values()][:_PARENTS]
 
 
 def _final_f1(trained: Sequence[FrozenTrial]) -> list[float]:
@@ -235,10 +256,15 @@ class _Code:
     def __init__(self, pool: Sequence[Draw]) -> None:
         self._distributions = {n: d for draw in pool for n, d in draw.distributions.items()}
 
-    def __call__(self, trials: Iterable[dict[str, Any]]) -> Any:
+    @property
+    def columns(self) -> list[int]:
+        """How many each parameter has."""
+        known = self._distributions.values()
+        return [len(d.choices) if isinstance(d, CategoricalDistribution) else 1 for d in known]
+
+    def __call__(self, params: Sequence[dict[str, Any]]) -> Any:
         """(trials, columns)"""
-        rows = list(trials)
-        return np.column_stack([_coded(d, [r.get(n) for r in rows]) for n, d in self._distributions.items()])
+        return np.column_stack([_coded(d, [p.get(n) for p in params]) for n, d in self._distributions.items()])
 
 
 def _coded(distribution: Any, values: list[Any]) -> Any:
@@ -252,6 +278,21 @@ def _coded(distribution: Any, values: list[Any]) -> Any:
     return np.nan_to_num((numbers - low) / ((high - low) or 1.0), nan=0.5)
 
 
+def _relevance(rows: Any, values: Any, columns: Sequence[int]) -> Any:
+    """A weight for each column, 1 in the mean of squares: by the share of the variance that its parameter explains
+    alone (as a parabola, or a mean for each of its values), less the share that chance would."""
+    about, total, found, first = values - values.mean(), max(_LEAST, values.var()), [], 0
+    for count in columns:
+        own = rows[:, first : first + count]
+        own = np.hstack([own, own**2]) if count == 1 else own
+        own = own - own.mean(axis=0)
+        answer, _, free, _ = np.linalg.lstsq(own, about, rcond=None)
+        share = 1 - np.mean((about - own @ answer) ** 2) / total - free / max(1, len(rows) - 1)
+        found += [_UNKNOWN + max(0.0, share)] * count
+        first += count
+    return np.sqrt(np.array(found) / np.mean(found))
+
+
 def _few_steps(objective: Any, begin: Any, bounds: Any) -> tuple[Any, float]:
     """For scikit-learn: its own L-BFGS-B, ended where the likelihood hardly grows any more."""
     found = minimize(objective, begin, method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": _ITERATIONS})
@@ -261,8 +302,9 @@ def _few_steps(objective: Any, begin: Any, bounds: Any) -> tuple[Any, float]:
 class _Model:
     """A Gaussian process of one quantity."""
 
-    def __init__(self, rows: Any, values: Any, rng: np.random.Generator) -> None:
-        self._rows, self._mean, self._deviation = rows, values.mean(), max(_LEAST, values.std())
+    def __init__(self, rows: Any, values: Any, weights: Any, rng: np.random.Generator) -> None:
+        self._weights, self._rows = weights, rows * weights
+        self._mean, self._deviation = values.mean(), max(_LEAST, values.std())
         self._values = (values - self._mean) / self._deviation
         part = rng.permutation(len(rows))[:_FITTED]
         kernel = (
@@ -272,7 +314,7 @@ class _Model:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound says: does not matter
-            fitted = GaussianProcessRegressor(kernel, optimizer=_few_steps).fit(rows[part], self._values[part])
+            fitted = GaussianProcessRegressor(kernel, optimizer=_few_steps).fit(self._rows[part], self._values[part])
         self._kernel = fitted.kernel_
         self._settle()
 
@@ -280,12 +322,12 @@ class _Model:
         self._process = GaussianProcessRegressor(self._kernel, optimizer=None).fit(self._rows, self._values)
 
     def add(self, row: Any, value: float) -> None:
-        self._rows = np.vstack([self._rows, row])
+        self._rows = np.vstack([self._rows, row * self._weights])
         self._values = np.append(self._values, (value - self._mean) / self._deviation)
         self._settle()
 
     def predict(self, rows: Any) -> tuple[Any, Any]:
         """Mean and deviation of the quantity itself, without the noise of one more measurement."""
-        mean, deviation = self._process.predict(rows, return_std=True)
+        mean, deviation = self._process.predict(rows * self._weights, return_std=True)
         own = np.sqrt(np.maximum(deviation**2 - self._kernel.k2.noise_level, _LEAST**2))
         return self._mean + self._deviation * mean, self._deviation * own
