@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -55,7 +55,8 @@ ARMS = ("lineage", "filter", "ours")
 
 @dataclass(frozen=True)
 class Row:
-    """A trial: when it ended after the arm began, how long it took, and what was found. over: share over the limit."""
+    """A trial: when it ended after the arm began, how long it took, and what was found. over: share over the limit;
+    parameters: as it was drawn."""
 
     end_s: float
     seconds: float
@@ -64,6 +65,7 @@ class Row:
     latency_ms: float
     params: int
     f1_by_epoch: list[float]
+    parameters: dict[str, Any] = field(default_factory=dict)
 
 
 def baseline(search: Search, filtered: bool, seed: int, minutes: float) -> list[Row]:
@@ -96,7 +98,9 @@ def baseline(search: Search, filtered: bool, seed: int, minutes: float) -> list[
                 study.tell(trial, [max(curve), best.p90_ms, params])
             now = time.perf_counter()
             became = "trained" if curve else "rejected"
-            rows.append(Row(now - began, now - start, became, over["latency"], best.p90_ms, params, curve))
+            rows.append(
+                Row(now - began, now - start, became, over["latency"], best.p90_ms, params, curve, trial.params)
+            )
     return rows
 
 
@@ -120,6 +124,7 @@ def ours(search: Search) -> list[Row]:
                 a["latency_ms"],
                 a[DETAILS]["params"],
                 curve,
+                t.params,
             )
         )
     return sorted(rows, key=lambda r: r.end_s)
