@@ -11,12 +11,8 @@ expected improvement of Jones, Schonlau and Welch 1998. The whole is the expecte
 Giannakoglou and Naujoks 2006. Every third trial goes by EI at the limit alone, for the best F1 under the limit is what
 is chosen in the end. Other limits count by the probability that they are kept. Until some were trained, candidates are
 drawn at random, the more often the likelier they keep the limits.
-
-20 to 100 trials do not tell 40 length scales apart. So the kernel has one, of parameters that count by what each
-explains alone.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,14 +22,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from scipy.optimize import minimize
 from scipy.stats import norm
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
 
 from models.joined import JoinedSpace
 from models.language import SpecError
+from pipeline.gaussian import LEAST, Code, Model
 
 STARTUP = 10
 """Trials measured before latency is modelled, and trained before F1 is."""
@@ -41,18 +34,10 @@ _POOL, _RANDOM = 2000, 600
 """Draws of the space, and how many of them are candidates of a trial."""
 _GENERATIONS, _PARENTS, _CHILDREN, _CHANGED = 3, 10, 50, 2
 """Of the best in the study, then of the best candidates: children of each, with about so many parameters of a draw."""
-_FITTED, _KNOWN = 80, 250
-"""Trials that a kernel is fitted to, and that it is then given: time grows with the cube."""
-_ITERATIONS = 12
-"""Of a fit."""
 _STEPS = 40
 """Of the integral over latency."""
 _TURNS = 3
 """Of so many trials one is for the best F1 alone."""
-_UNKNOWN = 0.05
-"""Of the variance: what a parameter may explain that seems to explain nothing."""
-_LEAST = 1e-6
-"""Of a deviation, and of a share."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +94,7 @@ class ExpectedFront(BaseSampler):
 
     def __init__(self, pool: Sequence[Draw], limit_ms: float, seed: int) -> None:
         self._pool, self._limit_ms = pool, limit_ms
+        self._code = Code({n: d for draw in pool for n, d in draw.distributions.items()})
         self._rng, self._random = np.random.default_rng(seed), RandomSampler(seed=seed)
         self._chosen: Draw | None = None
 
@@ -134,7 +120,7 @@ class ExpectedFront(BaseSampler):
         tried = {Draw(t.params, {}).key for t in trials}
         some = self._rng.permutation(len(self._pool))[:_RANDOM]
         candidates = [d for i in some if (d := self._pool[i]).key not in tried]
-        forecast = _Forecast(measured, _Code(self._pool), self._limit_ms, self._rng)
+        forecast = _Forecast(measured, self._code, self._limit_ms, self._rng)
         learnt = len(forecast.trained) >= STARTUP
         if learnt:
             forecast.learn_f1([t.params for t in trials if t.state == TrialState.RUNNING and t.params])
@@ -148,13 +134,14 @@ class ExpectedFront(BaseSampler):
         if learnt or values.sum() < 1:  # else the space itself has enough that keeps the limits
             parents = _parents(measured, self._limit_ms)
             for _ in range(_GENERATIONS):
-                children = [c for c in self._children(parents) if c.key not in tried]
+                if not (children := [c for c in self._children(parents) if c.key not in tried]):
+                    break
                 candidates, values = [*candidates, *children], np.append(values, worth(children))
                 parents = [candidates[i] for i in np.argsort(-values)[:_PARENTS]]
         if not candidates:
             return None
         if not learnt:
-            chances = values + _LEAST
+            chances = values + LEAST
             return candidates[int(self._rng.choice(len(candidates), p=chances / chances.sum()))]
         return candidates[int(np.argmax(values))]
 
@@ -172,14 +159,12 @@ class ExpectedFront(BaseSampler):
 class _Forecast:
     """What is known of the study, and what is to be expected of points of its space."""
 
-    def __init__(
-        self, measured: Sequence[FrozenTrial], code: "_Code", limit_ms: float, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, measured: Sequence[FrozenTrial], code: Code, limit_ms: float, rng: np.random.Generator) -> None:
         self._measured, self._code, self._limit_ms, self._rng = measured, code, limit_ms, rng
         self.trained = [t for t in measured if "f1_by_epoch" in t.user_attrs]
         self._latency = self._model(measured, [np.log(t.user_attrs["latency_ms"]) for t in measured])
         self._shares = {
-            name: self._model(measured, [np.log(max(_LEAST, 1 + t.user_attrs["over_limit"][name])) for t in measured])
+            name: self._model(measured, [np.log(max(LEAST, 1 + t.user_attrs["over_limit"][name])) for t in measured])
             for name in measured[-1].user_attrs["over_limit"]
         }
 
@@ -212,10 +197,8 @@ class _Forecast:
         gain = within * _expected_improvement(*self._f1.predict(rows), self._best)
         return (gain[:, -1] if best_f1 else gain.mean(axis=1)) * self.kept(asked, "latency")
 
-    def _model(self, trials: Sequence[FrozenTrial], values: Sequence[float]) -> "_Model":
-        """Of the latest."""
-        rows, latest = self._code([t.params for t in trials[-_KNOWN:]]), np.array(values[-_KNOWN:])
-        return _Model(rows, latest, _relevance(rows, latest, self._code.columns), self._rng)
+    def _model(self, trials: Sequence[FrozenTrial], values: Sequence[float]) -> Model:
+        return Model(self._code, self._code([t.params for t in trials]), np.array(values), self._rng)
 
 
 def _parents(measured: Sequence[FrozenTrial], limit_ms: float) -> list[Draw]:
@@ -247,87 +230,3 @@ def _expected_improvement(mean: Any, deviation: Any, best: Any) -> Any:
     mean, deviation = mean[:, None], deviation[:, None]
     z = (mean - best) / deviation
     return deviation * (z * norm.cdf(z) + norm.pdf(z))
-
-
-class _Code:
-    """Parameters as numbers: those with an order from 0 to 1, a column for each value of the others; 0.5 and zeros for
-    those that a trial does not have."""
-
-    def __init__(self, pool: Sequence[Draw]) -> None:
-        self._distributions = {n: d for draw in pool for n, d in draw.distributions.items()}
-
-    @property
-    def columns(self) -> list[int]:
-        """How many each parameter has."""
-        known = self._distributions.values()
-        return [len(d.choices) if isinstance(d, CategoricalDistribution) else 1 for d in known]
-
-    def __call__(self, params: Sequence[dict[str, Any]]) -> Any:
-        """(trials, columns)"""
-        return np.column_stack([_coded(d, [p.get(n) for p in params]) for n, d in self._distributions.items()])
-
-
-def _coded(distribution: Any, values: list[Any]) -> Any:
-    """(trials, columns of this parameter)"""
-    if isinstance(distribution, CategoricalDistribution):
-        return np.array([[float(v == c) for v in values] for c in distribution.choices]).T
-    numbers = np.array([np.nan if v is None else v for v in values], dtype=float)
-    low, high = distribution.low, distribution.high
-    if distribution.log:
-        numbers, low, high = np.log(numbers), np.log(low), np.log(high)
-    return np.nan_to_num((numbers - low) / ((high - low) or 1.0), nan=0.5)
-
-
-def _relevance(rows: Any, values: Any, columns: Sequence[int]) -> Any:
-    """A weight for each column, 1 in the mean of squares: by the share of the variance that its parameter explains
-    alone (as a parabola, or a mean for each of its values), less the share that chance would."""
-    about, total, found, first = values - values.mean(), max(_LEAST, values.var()), [], 0
-    for count in columns:
-        own = rows[:, first : first + count]
-        own = np.hstack([own, own**2]) if count == 1 else own
-        own = own - own.mean(axis=0)
-        answer, _, free, _ = np.linalg.lstsq(own, about, rcond=None)
-        share = 1 - np.mean((about - own @ answer) ** 2) / total - free / max(1, len(rows) - 1)
-        found += [_UNKNOWN + max(0.0, share)] * count
-        first += count
-    return np.sqrt(np.array(found) / np.mean(found))
-
-
-def _few_steps(objective: Any, begin: Any, bounds: Any) -> tuple[Any, float]:
-    """For scikit-learn: its own L-BFGS-B, ended where the likelihood hardly grows any more."""
-    found = minimize(objective, begin, method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": _ITERATIONS})
-    return found.x, found.fun
-
-
-class _Model:
-    """A Gaussian process of one quantity."""
-
-    def __init__(self, rows: Any, values: Any, weights: Any, rng: np.random.Generator) -> None:
-        self._weights, self._rows = weights, rows * weights
-        self._mean, self._deviation = values.mean(), max(_LEAST, values.std())
-        self._values = (values - self._mean) / self._deviation
-        part = rng.permutation(len(rows))[:_FITTED]
-        kernel = (
-            ConstantKernel() * Matern(2.0, (0.3, 50.0), nu=2.5)
-            + ConstantKernel(0.1) * DotProduct(1.0, (1e-2, 1e2))
-            + WhiteKernel(0.1, (1e-3, 1.0))
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound says: does not matter
-            fitted = GaussianProcessRegressor(kernel, optimizer=_few_steps).fit(self._rows[part], self._values[part])
-        self._kernel = fitted.kernel_
-        self._settle()
-
-    def _settle(self) -> None:
-        self._process = GaussianProcessRegressor(self._kernel, optimizer=None).fit(self._rows, self._values)
-
-    def add(self, row: Any, value: float) -> None:
-        self._rows = np.vstack([self._rows, row * self._weights])
-        self._values = np.append(self._values, (value - self._mean) / self._deviation)
-        self._settle()
-
-    def predict(self, rows: Any) -> tuple[Any, Any]:
-        """Mean and deviation of the quantity itself, without the noise of one more measurement."""
-        mean, deviation = self._process.predict(rows * self._weights, return_std=True)
-        own = np.sqrt(np.maximum(deviation**2 - self._kernel.k2.noise_level, _LEAST**2))
-        return self._mean + self._deviation * mean, self._deviation * own

@@ -163,6 +163,23 @@ def test_of_one_that_was_stopped_it_reckons_what_would_have_become_of_it():
     assert found[True] == pytest.approx(found[False], abs=0.1)
 
 
+def test_of_a_space_that_was_tried_out_it_draws_again():
+    """Nothing new is left to propose."""
+    quiet_optuna()
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    kinds = {"x": optuna.distributions.IntDistribution(0, 11)}
+
+    class Dozen:
+        def suggest(self, trial, classes):
+            trial.suggest_int("x", 0, 11)
+
+    pool = draws(Dozen(), 0)
+    for x in range(12):
+        tell(study, {"x": x}, kinds, 0.1 + x / 100, [x / 100])
+    study.sampler = sampler("ehvi", lambda: pool, LIMIT_MS, True, 0)
+    assert 0 <= study.ask().suggest_int("x", 0, 11) < 12
+
+
 def test_the_front_grows_faster_than_by_chance():
     """A space of the real kind; latency and F1 are made up, and known."""
     quiet_optuna()
