@@ -121,17 +121,16 @@ class ExpectedFront(BaseSampler):
         some = self._rng.permutation(len(self._pool))[:_RANDOM]
         candidates = [d for i in some if (d := self._pool[i]).key not in tried]
         forecast = _Forecast(measured, self._code, self._limit_ms, self._rng)
-        learnt = len(forecast.trained) >= STARTUP
-        if learnt:
+        if forecast.learnt:
             forecast.learn_f1([t.params for t in trials if t.state == TrialState.RUNNING and t.params])
 
         def worth(asked: Sequence[Draw]) -> Any:
-            if not learnt:  # at random where the limits are kept, for F1 is learnt from what differs
+            if not forecast.learnt:  # at random where the limits are kept, for F1 is learnt from what differs
                 return forecast.kept([c.params for c in asked]) ** 2
             return forecast.gain([c.params for c in asked], best_f1=number % _TURNS == 0)
 
         values = worth(candidates) if candidates else np.zeros(0)
-        if learnt or values.sum() < 1:  # else the space itself has enough that keeps the limits
+        if forecast.learnt or values.sum() < 1:  # else the space itself has enough that keeps the limits
             parents = _parents(measured, self._limit_ms)
             for _ in range(_GENERATIONS):
                 if not (children := [c for c in self._children(parents) if c.key not in tried]):
@@ -140,7 +139,7 @@ class ExpectedFront(BaseSampler):
                 parents = [candidates[i] for i in np.argsort(-values)[:_PARENTS]]
         if not candidates:
             return None
-        if not learnt:
+        if not forecast.learnt:
             chances = values + LEAST
             return candidates[int(self._rng.choice(len(candidates), p=chances / chances.sum()))]
         return candidates[int(np.argmax(values))]
@@ -160,19 +159,23 @@ class _Forecast:
     """What is known of the study, and what is to be expected of points of its space."""
 
     def __init__(self, measured: Sequence[FrozenTrial], code: Code, limit_ms: float, rng: np.random.Generator) -> None:
-        self._measured, self._code, self._limit_ms, self._rng = measured, code, limit_ms, rng
-        self.trained = [t for t in measured if "f1_by_epoch" in t.user_attrs]
-        self._latency = self._model(measured, [np.log(t.user_attrs["latency_ms"]) for t in measured])
-        self._shares = {
-            name: self._model(measured, [np.log(max(LEAST, 1 + t.user_attrs["over_limit"][name])) for t in measured])
-            for name in measured[-1].user_attrs["over_limit"]
-        }
+        self._code, self._limit_ms, self._rng = code, limit_ms, rng
+        self._measured = measured
+        self._trained = [t for t in measured if "f1_by_epoch" in t.user_attrs]
+        self.learnt = len(self._trained) >= STARTUP
+        # Once F1 is learnt, latency counts by how much the front gains.
+        limits = [n for n in measured[-1].user_attrs["over_limit"] if n != "latency" or not self.learnt]
+        self._shares = [
+            self._model(measured, [np.log(max(LEAST, 1 + t.user_attrs["over_limit"][name])) for t in measured])
+            for name in limits
+        ]
 
     def learn_f1(self, at_work: Sequence[dict[str, Any]]) -> None:
         """at_work: parameters of trials under way; what is expected of them counts, so that two do not go to one
         place."""
-        known = [(t.user_attrs["latency_ms"], t.user_attrs["f1_macro"]) for t in self.trained if t.values]
-        self._f1 = self._model(self.trained, _final_f1(self.trained))
+        known = [(t.user_attrs["latency_ms"], t.user_attrs["f1_macro"]) for t in self._trained if t.values]
+        self._latency = self._model(self._measured, [np.log(t.user_attrs["latency_ms"]) for t in self._measured])
+        self._f1 = self._model(self._trained, _final_f1(self._trained))
         for params in at_work:
             row = self._code([params])
             (expected,) = self._f1.predict(row)[0]
@@ -181,10 +184,10 @@ class _Forecast:
         self._at = np.linspace(self._limit_ms / _STEPS, self._limit_ms, _STEPS)
         self._best = np.array([max((f for ms, f in known if ms <= t), default=0.0) for t in self._at])
 
-    def kept(self, asked: Sequence[dict[str, Any]], leave_out: str = "") -> Any:
+    def kept(self, asked: Sequence[dict[str, Any]]) -> Any:
         """(asked,): the probability that the limits are kept."""
         rows, found = self._code(asked), np.ones(len(asked))
-        for model in (m for name, m in self._shares.items() if name != leave_out):
+        for model in self._shares:
             mean, deviation = model.predict(rows)
             found *= norm.cdf(-mean / deviation)
         return found
@@ -195,7 +198,7 @@ class _Forecast:
         mean, deviation = (v[:, None] for v in self._latency.predict(rows))
         within = norm.cdf((np.log(self._at) - mean) / deviation)
         gain = within * _expected_improvement(*self._f1.predict(rows), self._best)
-        return (gain[:, -1] if best_f1 else gain.mean(axis=1)) * self.kept(asked, "latency")
+        return (gain[:, -1] if best_f1 else gain.mean(axis=1)) * self.kept(asked)
 
     def _model(self, trials: Sequence[FrozenTrial], values: Sequence[float]) -> Model:
         return Model(self._code, self._code([t.params for t in trials]), np.array(values), self._rng)
