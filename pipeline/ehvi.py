@@ -15,6 +15,7 @@ drawn at random, the more often the likelier they keep the limits.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -201,15 +202,15 @@ class _Forecast:
         return (gain[:, -1] if best_f1 else gain.mean(axis=1)) * self.kept(asked)
 
     def _model(self, trials: Sequence[FrozenTrial], values: Sequence[float]) -> Model:
-        return Model(self._code, self._code([t.params for t in trials]), np.array(values), self._rng)
+        return Model(self._code, [t.params for t in trials], np.array(values), self._rng)
 
 
 def _parents(measured: Sequence[FrozenTrial], limit_ms: float) -> list[Draw]:
     """The front under the limit and the best F1 of it; where there is none, the nearest misses."""
     kept = [t for t in measured if t.values and t.user_attrs["latency_ms"] <= limit_ms]
     best = sorted(kept, key=lambda t: (-t.user_attrs["f1_macro"], t.user_attrs["latency_ms"]))
-    fastest = [min((b.user_attrs["latency_ms"] for b in best[:i]), default=np.inf) for i in range(len(best))]
-    front = [t for t, ms in zip(best, fastest, strict=True) if t.user_attrs["latency_ms"] < ms]
+    fastest = accumulate((t.user_attrs["latency_ms"] for t in best), min, initial=np.inf)  # of those before
+    front = [t for t, ms in zip(best, fastest, strict=False) if t.user_attrs["latency_ms"] < ms]
     near = sorted(measured, key=lambda t: max(t.user_attrs["over_limit"].values())) if not kept else []
     chosen = {t.number: t for t in (*best[: _PARENTS // 2], *front, *near)}
     return [Draw(t.params, t.distributions) for t in chosen.values()][:_PARENTS]

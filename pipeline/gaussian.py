@@ -76,10 +76,10 @@ def _few_steps(objective: Any, begin: Any, bounds: Any) -> tuple[Any, float]:
 
 
 class Model:
-    """A Gaussian process of one quantity over coded trials; of the latest, where they are many."""
+    """A Gaussian process of one quantity over trials; of the latest, where they are many."""
 
-    def __init__(self, code: Code, rows: Any, values: Any, rng: np.random.Generator) -> None:
-        rows, values = rows[-_KNOWN:], values[-_KNOWN:]
+    def __init__(self, code: Code, params: Sequence[dict[str, Any]], values: Any, rng: np.random.Generator) -> None:
+        rows, values = code(params[-_KNOWN:]), values[-_KNOWN:]
         self._weights = _relevance(rows, values, code.columns)
         self._rows = rows * self._weights
         self._mean, self._deviation = values.mean(), max(LEAST, values.std())

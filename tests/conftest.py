@@ -53,21 +53,27 @@ def lite0_weights() -> Path:
     return shared("weights/tf_efficientnet_lite0.safetensors")
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
-    """A config that runs every stage in under a minute: 3 classes of the drawn set, 64 px, no limit to speak of."""
+def draw_photos(folder: Path, **counts: int) -> None:
+    """So many of each of three classes of the drawn set, by split."""
     import numpy as np
-    import yaml
 
     from pipeline import demo_data
 
-    folder = tmp_path_factory.mktemp("tiny")
-    for s, (split, count) in enumerate({"train": 16, "val": 6}.items()):
+    for s, (split, count) in enumerate(counts.items()):
         for k, kind in enumerate(("checks", "dots", "stripes")):
-            target = folder / "photos" / split / kind
+            target = folder / split / kind
             target.mkdir(parents=True)
             for i in range(count):
                 demo_data.draw(kind, np.random.default_rng([0, s, k, i])).save(target / f"{i}.jpg")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A config that runs every stage in under a minute: 3 classes of the drawn set, 64 px, no limit to speak of."""
+    import yaml
+
+    folder = tmp_path_factory.mktemp("tiny")
+    draw_photos(folder / "photos", train=16, val=6)
     config = {
         "data": {"root": str(folder / "photos")},
         "latency": {"limit_ms": 1000, "processes": 7},

@@ -12,7 +12,7 @@ from latency.errors import LatencyError
 from latency.measure import WarmTimer
 from models.language import SpecError
 from models.spec import ModelSpec
-from pipeline import demo_data, find, loop, measured, short
+from pipeline import find, loop, measured, short
 from pipeline.checkpoint import student_card
 from pipeline.config import load_config
 from pipeline.errors import EnvironmentProblem, OutOfMemory, PipelineError
@@ -20,6 +20,7 @@ from pipeline.inputs import Arrays
 from pipeline.measured import CandidateTimer, Form
 from pipeline.run import run_one
 from pipeline.stages import open_run
+from tests.conftest import draw_photos
 
 SPEC = ModelSpec.parse(
     {
@@ -159,13 +160,8 @@ def test_a_sweep_goes_on_with_what_is_left_of_it(tiny, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_hopeless_end_early_and_count(tiny, tmp_path):
     """Whoever is not the best so far among all: then only a study of ever better candidates would stop none."""
-    for s, (split, count) in enumerate({"train": 160, "val": 20}.items()):  # so many that a candidate learns something
-        for k, kind in enumerate(("checks", "dots", "stripes")):
-            (tmp_path / split / kind).mkdir(parents=True)
-            for i in range(count):
-                rng = np.random.default_rng([0, s, k, i])
-                demo_data.draw(kind, rng).resize((64, 64)).save(tmp_path / split / kind / f"{i}.jpg")
-    settings = [f"data.root={tmp_path}", "search.trials=6", "search.epochs=4", "search.sampler=random"]
+    draw_photos(tmp_path / "photos", train=160, val=20)  # so many that a candidate learns something
+    settings = [f"data.root={tmp_path / 'photos'}", "search.trials=6", "search.epochs=4", "search.sampler=random"]
     settings += ["search.stop={share: 0.99, epochs: 2, least: 1, similar: 1000}"]
     said = []
     with open_run(tmp_path / "run", load_config(tiny, settings), said.append) as run:
