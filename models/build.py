@@ -81,19 +81,19 @@ def profile(spec: ModelSpec) -> Profile:
         model = _assemble(spec).eval()
         x = torch.empty(1, spec.input_channel, spec.input_size, spec.input_size)
     rows = []
-    with torch.no_grad():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         for unit, module in zip(spec.units, model, strict=True):
-            before = tuple(x.shape[1:])
-            with FlopCounterMode(display=False) as counter:
-                try:
-                    x = module(x)
-                except RuntimeError as error:
-                    raise SpecError(
-                        f"{spec.source}: layer {unit.layer} ({unit.module}): does not fit an input of shape {before}: "
-                        f"{str(error).splitlines()[0]}; use a larger INPUT_SIZE or fewer strides"
-                    ) from error
+            before, counted = tuple(x.shape[1:]), counter.get_total_flops()
+            try:
+                x = module(x)
+            except RuntimeError as error:
+                raise SpecError(
+                    f"{spec.source}: layer {unit.layer} ({unit.module}): does not fit an input of shape {before}: "
+                    f"{str(error).splitlines()[0]}; use a larger INPUT_SIZE or fewer strides"
+                ) from error
             params = sum(p.numel() for p in module.parameters())
-            rows.append(UnitProfile(unit, tuple(x.shape[1:]), params, counter.get_total_flops() // 2))
+            macs = (counter.get_total_flops() - counted) // 2
+            rows.append(UnitProfile(unit, tuple(x.shape[1:]), params, macs))
     if x.flatten(1).shape[1] != spec.classes:
         raise SpecError(
             f"{spec.source}: layer {len(spec.backbone) - 1} ({spec.backbone[-1].module}): the last output is of shape "

@@ -126,9 +126,10 @@ class ExpectedFront(BaseSampler):
             forecast.learn_f1([t.params for t in trials if t.state == TrialState.RUNNING and t.params])
 
         def worth(asked: Sequence[Draw]) -> Any:
+            rows = self._code([c.params for c in asked])
             if not forecast.learnt:  # at random where the limits are kept, for F1 is learnt from what differs
-                return forecast.kept([c.params for c in asked]) ** 2
-            return forecast.gain([c.params for c in asked], best_f1=number % _TURNS == 0)
+                return forecast.kept(rows) ** 2
+            return forecast.gain(rows, best_f1=number % _TURNS == 0)
 
         values = worth(candidates) if candidates else np.zeros(0)
         if forecast.learnt or values.sum() < 1:  # else the space itself has enough that keeps the limits
@@ -185,21 +186,20 @@ class _Forecast:
         self._at = np.linspace(self._limit_ms / _STEPS, self._limit_ms, _STEPS)
         self._best = np.array([max((f for ms, f in known if ms <= t), default=0.0) for t in self._at])
 
-    def kept(self, asked: Sequence[dict[str, Any]]) -> Any:
-        """(asked,): the probability that the limits are kept."""
-        rows, found = self._code(asked), np.ones(len(asked))
+    def kept(self, rows: Any) -> Any:
+        """(rows,): the probability that the limits are kept, of points as the code has them."""
+        found = np.ones(len(rows))
         for model in self._shares:
             mean, deviation = model.predict(rows)
             found *= norm.cdf(-mean / deviation)
         return found
 
-    def gain(self, asked: Sequence[dict[str, Any]], best_f1: bool) -> Any:
-        """(asked,): what is to be expected of the front, or of the best F1 at the limit."""
-        rows = self._code(asked)
+    def gain(self, rows: Any, best_f1: bool) -> Any:
+        """(rows,): what is to be expected of the front, or of the best F1 at the limit."""
         mean, deviation = (v[:, None] for v in self._latency.predict(rows))
         within = norm.cdf((np.log(self._at) - mean) / deviation)
         gain = within * _expected_improvement(*self._f1.predict(rows), self._best)
-        return (gain[:, -1] if best_f1 else gain.mean(axis=1)) * self.kept(asked)
+        return (gain[:, -1] if best_f1 else gain.mean(axis=1)) * self.kept(rows)
 
     def _model(self, trials: Sequence[FrozenTrial], values: Sequence[float]) -> Model:
         return Model(self._code, [t.params for t in trials], np.array(values), self._rng)

@@ -4,6 +4,7 @@ mean the same by a trial, and with trials that a killed worker left taken up aga
 import contextlib
 import fcntl
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -57,6 +58,8 @@ def open_study(
     """Create a study, or go on with it. meaning: what all who take part must agree on. Raises PipelineError for another
     meaning or what is no URL, EnvironmentProblem where the database cannot be used."""
     quiet_optuna()
+    if not url.startswith("sqlite"):
+        _keep_time_in_utc()
     with told_of_databases(url):
         study = optuna.create_study(study_name=name, storage=_storage(url), directions=directions, load_if_exists=True)
         if meaning is not None:
@@ -66,6 +69,12 @@ def open_study(
         if study.metric_names is None:
             study.set_metric_names(list(metrics))
     return study
+
+
+def _keep_time_in_utc() -> None:
+    """Optuna stores this process's local time without its zone, and those who share a server may be in several."""
+    os.environ["TZ"] = "UTC"
+    time.tzset()
 
 
 class _Connection(sqlite3.Connection):

@@ -15,9 +15,15 @@ from tests.conftest import ROOT
 
 @pytest.mark.slow
 def test_search_race_gate_and_all_in_time_on_the_board(cli, tiny, board, tmp_path):
-    target = f"target={board.target}"
-    done = cli("run", "-c", tiny, "--set", target, "--run-dir", tmp_path / "run", "--json")
+    """Two workers of Ray search, whose timings go there one at a time; the rest goes on from what they found."""
+    common = ("-c", tiny, "--set", f"target={board.target}", "--run-dir", tmp_path / "run", "--json")
+    found = cli("search", *common, "--workers", "2")
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["over_limit_trained"] == 0
+    assert "search: 2 workers of " in found.stderr
+    done = cli("run", *common)
     assert done.returncode in (0, 3), done.stderr
+    assert "search: done before" in done.stderr
     result = json.loads(done.stdout)
     assert result["verdict"] == "pass" or "disturbed" in result["reasons"][0]
     assert result["submission"]["predicted_s"] > 0

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 
 import optuna
 import pytest
@@ -112,15 +113,16 @@ def test_a_server_that_goes_away_in_mid_study_ends_the_search_in_one_line(tiny, 
 
 @pytest.mark.slow
 def test_two_searches_of_one_study(cli, tiny, tmp_path, postgres):
-    """From two folders at once, as from two machines: each sees what the other did, and nothing shows the password."""
+    """From two folders at once, as from two machines in two time zones: each sees what the other did, the time that both
+    took counts once, and nothing shows the password."""
     settings = ["search.trials=6", "search.study=shared", f"search.storage={postgres}"]
     more = [part for s in settings for part in ("--set", s)]
 
-    def search(name):
-        return cli("search", "-c", tiny, "--run-dir", tmp_path / name, "--json", *more)
+    def search(name, zone):
+        return cli("search", "-c", tiny, "--run-dir", tmp_path / name, "--json", *more, env={"TZ": zone})
 
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(search, "ab"))
+        found = list(pool.map(search, "ab", ("<+09>-9", "<-05>5")))
     for done in found:
         assert done.returncode == 0, done.stderr
         assert not SECRET.search(done.stdout + done.stderr)
@@ -129,6 +131,8 @@ def test_two_searches_of_one_study(cli, tiny, tmp_path, postgres):
     study = optuna.load_study(study_name="shared", storage=database_url(postgres, None))
     assert len({t.user_attrs["worker"] for t in study.trials}) == 2
     assert all(t.state.is_finished() for t in study.trials)
+    since = [datetime.now(UTC).replace(tzinfo=None) - t.datetime_start for t in study.trials]
+    assert timedelta(0) < min(since) < max(since) < timedelta(hours=1)
     for file in tmp_path.rglob("*"):
         assert not (file.is_file() and SECRET.search(file.read_bytes().decode("latin-1"))), file
     other = cli("search", "-c", tiny, "--run-dir", tmp_path / "c", *more, "--set", "search.epochs=2")
