@@ -6,11 +6,11 @@ the area under the front, which ends at the limit,
 
     integral over t from l to the limit of max(0, f - best(t)) dt,    best(t): the best F1 known within t
 
-and with f and log l normal and independent its expectation is the integral of P(l <= t) EI(f, best(t)), where EI is the
-expected improvement of Jones, Schonlau and Welch 1998. The whole is the expected hypervolume improvement of Emmerich,
-Giannakoglou and Naujoks 2006. Every third trial goes by EI at the limit alone, for the best F1 under the limit is what
-is chosen in the end. Other limits count by the probability that they are kept. Until some were trained, candidates are
-drawn at random, the more often the likelier they keep the limits.
+and with f and log l normal and independent, its expectation is the integral of P(l <= t) EI(f, best(t)), where EI is
+the expected improvement of Jones, Schonlau and Welch 1998. The whole is the expected hypervolume improvement of
+Emmerich, Giannakoglou and Naujoks 2006. Every third trial goes by EI at the limit alone, for the best F1 under the
+limit is what is chosen in the end. Other limits count by the probability that they are kept. Until some were trained,
+candidates are drawn at random, the more often the likelier they keep the limits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import norm
 
-from models.joined import JoinedSpace
+from models.joined import SPACE, JoinedSpace
 from models.language import SpecError
 from pipeline.gaussian import LEAST, Code, Model
 
@@ -91,7 +91,7 @@ def draws(space: JoinedSpace, seed: int) -> list[Draw]:
 
 class ExpectedFront(BaseSampler):
     """pool: `draws` of the study's space. limit_ms: where the front ends. Reads the user attributes `latency_ms`,
-    `over_limit` and `f1_by_epoch` of trials."""
+    `over_limit`, `training`, `f1_by_epoch` and `f1_macro` of trials."""
 
     def __init__(self, pool: Sequence[Draw], limit_ms: float, seed: int) -> None:
         self._pool, self._limit_ms = pool, limit_ms
@@ -118,12 +118,13 @@ class ExpectedFront(BaseSampler):
         measured = [t for t in done if "latency_ms" in t.user_attrs]
         if len(measured) < STARTUP:
             return None
-        tried = {Draw(t.params, {}).key for t in trials}
+        tried = {frozenset(t.params.items()) for t in trials}
         some = self._rng.permutation(len(self._pool))[:_RANDOM]
         candidates = [d for i in some if (d := self._pool[i]).key not in tried]
         forecast = _Forecast(measured, self._code, self._limit_ms, self._rng)
         if forecast.learnt:
-            forecast.learn_f1([t.params for t in trials if t.state == TrialState.RUNNING and t.params])
+            at_work = [t for t in trials if t.state == TrialState.RUNNING and t.number != number]
+            forecast.learn_f1([t for t in at_work if t.params])
 
         def worth(asked: Sequence[Draw]) -> Any:
             rows = self._code([c.params for c in asked])
@@ -147,14 +148,33 @@ class ExpectedFront(BaseSampler):
         return candidates[int(np.argmax(values))]
 
     def _children(self, parents: Sequence[Draw]) -> Iterator[Draw]:
-        """Some of their parameters are those of another draw."""
-        rng, pool = self._rng, self._pool
         for parent in parents:
-            for _ in range(_CHILDREN):
-                other = pool[int(rng.integers(len(pool)))].params
-                shared = [n for n in parent.params if n in other]
-                names = rng.permutation(len(shared))[: 1 + rng.poisson(_CHANGED - 1)]
-                yield Draw(parent.params | {shared[i]: other[shared[i]] for i in names}, parent.distributions)
+            kin = [d for d in self._pool if d.params.get(SPACE) == parent.params.get(SPACE)]
+            for _ in range(_CHILDREN if kin else 0):
+                yield _mixed(parent, kin[int(self._rng.integers(len(kin)))], self._rng)
+
+
+def _mixed(parent: Draw, other: Draw, rng: np.random.Generator) -> Draw:
+    """The parent with some parameters of another draw of its space. Where a module of theirs has other parameters, for
+    its type decides which, it is taken as a whole."""
+    params, distributions = dict(parent.params), dict(parent.distributions)
+    shared = [n for n in params if n in other.params]
+    for i in rng.permutation(len(shared))[: 1 + rng.poisson(_CHANGED - 1)]:
+        taken = [shared[i]]
+        old, new = (_module(shared[i], p) for p in (params, other.params))
+        if old != new:
+            taken = new
+            for name in old:
+                del params[name], distributions[name]
+        params |= {name: other.params[name] for name in taken}
+        distributions |= {name: other.distributions[name] for name in taken}
+    return Draw(params, distributions)
+
+
+def _module(name: str, params: dict[str, Any]) -> list[str]:
+    """Those of the same module (`s1/type`, `s1/out`), or like it of none."""
+    module = name.rpartition("/")[0]
+    return sorted(n for n in params if n.rpartition("/")[0] == module)
 
 
 class _Forecast:
@@ -163,7 +183,8 @@ class _Forecast:
     def __init__(self, measured: Sequence[FrozenTrial], code: Code, limit_ms: float, rng: np.random.Generator) -> None:
         self._code, self._limit_ms, self._rng = code, limit_ms, rng
         self._measured = measured
-        self._trained = [t for t in measured if "f1_by_epoch" in t.user_attrs]
+        trained = [t for t in measured if "f1_by_epoch" in t.user_attrs]
+        self._trained = list({t.user_attrs["training"]: t for t in trained}.values())  # drawn twice is trained once
         self.learnt = len(self._trained) >= STARTUP
         # Once F1 is learnt, latency counts by how much the front gains.
         limits = [n for n in measured[-1].user_attrs["over_limit"] if n != "latency" or not self.learnt]
@@ -172,17 +193,16 @@ class _Forecast:
             for name in limits
         ]
 
-    def learn_f1(self, at_work: Sequence[dict[str, Any]]) -> None:
-        """at_work: parameters of trials under way; what is expected of them counts, so that two do not go to one
-        place."""
+    def learn_f1(self, at_work: Sequence[FrozenTrial]) -> None:
+        """at_work: trials under way; what is expected of them counts, so that two do not go to one place."""
         known = [(t.user_attrs["latency_ms"], t.user_attrs["f1_macro"]) for t in self._trained if t.values]
         self._latency = self._model(self._measured, [np.log(t.user_attrs["latency_ms"]) for t in self._measured])
         self._f1 = self._model(self._trained, _final_f1(self._trained))
-        for params in at_work:
-            row = self._code([params])
-            (expected,) = self._f1.predict(row)[0]
+        for trial in at_work:
+            row = self._code([trial.params])
+            (expected,), (log_ms,) = self._f1.predict(row)[0], self._latency.predict(row)[0]
             self._f1.add(row, expected)
-            known.append((float(np.exp(self._latency.predict(row)[0][0])), float(expected)))
+            known.append((trial.user_attrs.get("latency_ms", float(np.exp(log_ms))), float(expected)))
         self._at = np.linspace(self._limit_ms / _STEPS, self._limit_ms, _STEPS)
         self._best = np.array([max((f for ms, f in known if ms <= t), default=0.0) for t in self._at])
 
@@ -206,13 +226,14 @@ class _Forecast:
 
 
 def _parents(measured: Sequence[FrozenTrial], limit_ms: float) -> list[Draw]:
-    """The front under the limit and the best F1 of it; where there is none, the nearest misses."""
+    """The best F1 under the limit and some of all parts of the front; where there is none, the nearest misses."""
     kept = [t for t in measured if t.values and t.user_attrs["latency_ms"] <= limit_ms]
     best = sorted(kept, key=lambda t: (-t.user_attrs["f1_macro"], t.user_attrs["latency_ms"]))
     fastest = accumulate((t.user_attrs["latency_ms"] for t in best), min, initial=np.inf)  # of those before
     front = [t for t, ms in zip(best, fastest, strict=False) if t.user_attrs["latency_ms"] < ms]
+    spread = front[:: max(1, len(front) // (_PARENTS // 2))]
     near = sorted(measured, key=lambda t: max(t.user_attrs["over_limit"].values())) if not kept else []
-    chosen = {t.number: t for t in (*best[: _PARENTS // 2], *front, *near)}
+    chosen = {t.number: t for t in (*best[: _PARENTS // 2], *spread, *near)}
     return [Draw(t.params, t.distributions) for t in chosen.values()][:_PARENTS]
 
 

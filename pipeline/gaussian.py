@@ -26,8 +26,8 @@ LEAST = 1e-6
 
 
 class Code:
-    """Parameters as numbers: those with an order from 0 to 1, a column for each value of the others; 0.5 and zeros for
-    those that a trial does not have."""
+    """Parameters as numbers: ranges from 0 to 1, a column for each value of a list; 0.5 and zeros for those that a
+    trial does not have."""
 
     def __init__(self, distributions: dict[str, BaseDistribution]) -> None:
         self._distributions = distributions
@@ -35,19 +35,18 @@ class Code:
     @property
     def columns(self) -> list[int]:
         """How many each parameter has."""
-        known = self._distributions.values()
-        return [len(d.choices) if isinstance(d, CategoricalDistribution) else 1 for d in known]
+        return [len(d.choices) if isinstance(d, CategoricalDistribution) else 1 for d in self._distributions.values()]
 
     def __call__(self, params: Sequence[dict[str, Any]]) -> Any:
         """(trials, columns)"""
-        return np.column_stack([_coded(d, [p.get(n) for p in params]) for n, d in self._distributions.items()])
+        return np.column_stack([_coded(d, n, params) for n, d in self._distributions.items()])
 
 
-def _coded(distribution: Any, values: list[Any]) -> Any:
+def _coded(distribution: Any, name: str, params: Sequence[dict[str, Any]]) -> Any:
     """(trials, columns of this parameter)"""
     if isinstance(distribution, CategoricalDistribution):
-        return np.array([[float(v == c) for v in values] for c in distribution.choices]).T
-    numbers = np.array([np.nan if v is None else v for v in values], dtype=float)
+        return np.array([[float(name in p and p[name] == c) for p in params] for c in distribution.choices]).T
+    numbers = np.array([p.get(name, np.nan) for p in params], dtype=float)
     low, high = distribution.low, distribution.high
     if distribution.log:
         numbers, low, high = np.log(numbers), np.log(low), np.log(high)
@@ -76,10 +75,14 @@ def _few_steps(objective: Any, begin: Any, bounds: Any) -> tuple[Any, float]:
 
 
 class Model:
-    """A Gaussian process of one quantity over trials; of the latest, where they are many."""
+    """A Gaussian process of one quantity over trials; of some of them, where they are many."""
 
     def __init__(self, code: Code, params: Sequence[dict[str, Any]], values: Any, rng: np.random.Generator) -> None:
-        rows, values = code(params[-_KNOWN:]), values[-_KNOWN:]
+        if len(params) > _KNOWN:  # the latest, and some of the earlier ones, which lie wider apart
+            kept = np.sort(rng.permutation(len(params) - _KNOWN // 2)[: _KNOWN // 2])
+            kept = [*kept, *range(len(params) - _KNOWN // 2, len(params))]
+            params, values = [params[i] for i in kept], values[kept]
+        rows = code(params)
         self._weights = _relevance(rows, values, code.columns)
         self._rows = rows * self._weights
         self._mean, self._deviation = values.mean(), max(LEAST, values.std())

@@ -4,9 +4,15 @@ Each is a share over its limit, so that a sampler can add them up: 0.1 is 10 % t
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline.config import BuildConfig
 from pipeline.measured import Timing
+
+
+def limits_of(config: BuildConfig) -> dict[str, Any]:
+    """All that is set or not, by name."""
+    return {"latency": config.latency.limit_ms, **config.limits.model_dump()}
 
 
 def over_limits(config: BuildConfig, timing: Timing, params: int) -> dict[str, float]:

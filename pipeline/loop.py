@@ -10,11 +10,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from latency.errors import LatencyError
 from pipeline.insight import what_helps
+from pipeline.limits import limits_of
 from pipeline.measured import Timer
 from pipeline.samplers import warning
 from pipeline.search import Search
 from pipeline.spaces import check_space
-from pipeline.study import agree, alive, known_params, one_at_a_time, own_trials, take_up, take_up_lost
+from pipeline.study import FREE, agree, alive, known_params, one_at_a_time, own_trials, take_up, take_up_lost
 from pipeline.tally import Tally, all_at_work, nearest_miss, rows_of, summary, used_up
 from pipeline.trial import LOST, UNFIT, evaluate, no_timing, timed
 
@@ -38,16 +39,15 @@ def prepare(search: Search, timer: Timer) -> optuna.Study:
         search.say(unfit)
     study = search.open()
     take_up(study, search.worker, alone=search.config.search.storage is None)
-    if not any(t.state.is_finished() for t in own_trials(study)):
-        for params in (*search.config.search.start, *_carried_over(search)):
-            study.enqueue_trial(params, skip_if_exists=True)
+    planned = [(params, {}) for params in search.config.search.start] + _carried_over(search)
     if search.config.search.sampler == "sweep":
-        planned = _slowest_first(search, timer)
-        # What could not be timed because the target was out of reach is tried again.
-        tried = [known_params(t) for t in own_trials(study) if t.user_attrs.get("error_kind") != LatencyError.__name__]
-        for params in planned:
-            if params not in tried:
-                study.enqueue_trial(params)
+        planned += [(params, {}) for params in _slowest_first(search, timer)]
+    # What could not be timed because the target was out of reach is tried again.
+    tried = [known_params(t) for t in own_trials(study) if t.user_attrs.get("error_kind") != LatencyError.__name__]
+    for params, attrs in planned:
+        if not any(params.items() <= known.items() for known in tried):
+            study.enqueue_trial(params, user_attrs=attrs)
+            tried.append(params)
     return study
 
 
@@ -83,11 +83,17 @@ def step(search: Search, study: optuna.Study, timer: Timer) -> str | None:
     return None
 
 
-def _carried_over(search: Search) -> list[dict[str, Any]]:
-    """Of a study of another limit, host or runtime in this folder, what was trained: timed again, not trained again."""
+def _carried_over(search: Search) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Of studies of another limit, host or runtime in this folder, what was trained: timed again, not trained again.
+    Where it was found under other limits it uses up nothing of the budget, for these ask for other candidates."""
     records = sorted((search.folder / "trained").glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
     known = [json.loads(r.read_text()) for r in records]
-    return [k["params"] for k in known if k.get("space") == search.space.hash and k["training"] == search.training]
+    limits = limits_of(search.config)
+    return [
+        (k["params"], {FREE: True} if k.get("limits", limits) != limits else {})
+        for k in known
+        if k.get("space") == search.space.hash and k["training"] == search.training
+    ]
 
 
 def _slowest_first(search: Search, timer: Timer) -> list[dict[str, Any]]:

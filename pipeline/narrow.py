@@ -122,9 +122,11 @@ class _Evidence:
     def changes_little(self, name: str) -> bool:
         return all(s.get(name, 0) < 0.5 / len(s) for _, s in self._deciding())
 
-    def luck(self, having: int) -> float:
-        """Chance that none of the best is among so many of the trained, if it made no difference."""
-        return float(hypergeom.pmf(0, len(self.learnt), having, len(self.best)))
+    def luck(self, name: str, value: Any, best: int) -> float:
+        """Chance that so many of the best have another value, if it made no difference, among those that have the
+        parameter at all."""
+        able = [t for t in self.learnt if name in t.params]
+        return float(hypergeom.pmf(0, len(able), sum(t.params[name] == value for t in able), best))
 
     def _deciding(self) -> list[tuple[str, dict[str, float]]]:
         return [(o, s) for o, s in self.shares.items() if o in _DECIDE and s]
@@ -152,7 +154,7 @@ class _Evidence:
         """Without the values that are too slow or no good, or only the usual one where it changes little."""
         asked = Counter(t.params.get(name) for t in self.timed)
         slow = Counter(t.params.get(name) for t in self.timed if fate(t) == REJECTED)
-        tried = Counter(t.params.get(name) for t in self.learnt)
+        tried = Counter(t.params[name] for t in self.learnt if name in t.params)
         good = Counter(t.params[name] for t in having)
         kept, reasons = list(values), []
         for value in values:
@@ -161,10 +163,10 @@ class _Evidence:
             if asked[value] >= _OFTEN and slow[value] >= _SLOW * asked[value]:
                 kept.remove(value)
                 reasons.append(f"{slow[value]} of {asked[value]} with {value} were over a limit")
-            elif self.matters(name) and (luck := self.luck(tried[value])) < _CHANCE:
+            elif self.matters(name) and (luck := self.luck(name, value, len(having))) < _CHANCE:
                 kept.remove(value)
                 reasons.append(
-                    f"none of the best {len(having)} has {value}, {tried[value]} of {len(self.learnt)} trained have "
+                    f"none of the best {len(having)} has {value}, {tried[value]} of {sum(tried.values())} trained have "
                     f"(by chance: {luck:.1%})"
                 )
         if len(kept) > 1 and self.changes_little(name) and name != SPACE:
@@ -177,11 +179,14 @@ def _widened(distribution: BaseDistribution, values: list[Any]) -> tuple[Any, An
     """The values' range and a step more to each side; of a range without steps, a tenth of it (of its logarithm)."""
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high, least, most = values[0], values[-1], distribution.low, distribution.high
+    whole = isinstance(distribution, IntDistribution)
     if distribution.log:
         more = (most / least) ** 0.1
-        return _round(max(least, low / more)), _round(min(most, high * more))
+        low, high = max(least, low / more), min(most, high * more)
+        return (math.floor(low), math.ceil(high)) if whole else (_round(low), _round(high))
     step = distribution.step or _round((most - least) / 10)
-    return max(least, low - step), min(most, high + step)
+    low, high = max(least, low - step), min(most, high + step)
+    return (low, high) if whole else (_round(low), _round(high))
 
 
 def _round(value: float) -> float:

@@ -16,6 +16,7 @@ from pipeline.checkpoint import is_pretrained
 from pipeline.config import Augment, BuildConfig
 from pipeline.files import write_json
 from pipeline.inputs import Arrays, Rows, bf16_pays
+from pipeline.limits import limits_of
 from pipeline.live import training_bar
 from pipeline.progress import Epoch
 from pipeline.train import Fit, Recipe, fit
@@ -48,8 +49,8 @@ class Trainer:
         return tuple(e["f1_macro"] or 0.0 for e in json.loads(record.read_text())["fit"]["history"])
 
     def train(self, candidate: Candidate, name: str, on_epoch: Callable[[Epoch], None], params: dict[str, Any]) -> Fit:
-        """The record holds `params` too, by which another study may draw it. Raises OutOfMemory, and what on_epoch
-        raises."""
+        """The record holds `params` too, by which another study may draw it, and the limits of this one. Raises
+        OutOfMemory, and what on_epoch raises."""
         search = self.config.search
         result = self.fit(candidate, search.epochs, search.subset, self.config.seed, name, on_epoch)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -59,6 +60,7 @@ class Trainer:
             "space": self.space,
             "training": self.training,
             "params": params,
+            "limits": limits_of(self.config),
         }
         write_json(self.folder / f"{self.key(candidate)}.json", record)
         return result

@@ -32,6 +32,8 @@ _RETRIES = 3
 """Of one trial: what kills its worker four times is no accident."""
 _OPENED = 3
 """Two that find an empty database at once both make its tables, and one fails."""
+FREE = "free"
+"""The attribute of a trial whose training another search made, under other limits: the budget does not count it."""
 _WORKER, _MEANING, _TRIES, _AGAIN = "worker", "meaning", "tries", "again_of"
 
 
@@ -238,10 +240,11 @@ def _fail(study: optuna.Study, left: FrozenTrial, retries: int | None = _RETRIES
 
 
 def _try_again(study: optuna.Study, left: FrozenTrial, retries: int | None = _RETRIES) -> None:
-    """Its parameters only: all else is found out anew."""
+    """Its parameters, and what it was planned as: all else is found out anew."""
     tries = left.user_attrs.get(_TRIES, 0) + 1
+    planned = {k: v for k, v in left.user_attrs.items() if k == FREE}
     if retries is None or tries <= retries:
-        study.enqueue_trial(known_params(left), user_attrs={_TRIES: tries, _AGAIN: left.number})
+        study.enqueue_trial(known_params(left), user_attrs={**planned, _TRIES: tries, _AGAIN: left.number})
 
 
 def known_params(trial: FrozenTrial) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.config import BuildConfig
 from pipeline.front import hypervolume
-from pipeline.study import own_trials
+from pipeline.study import FREE, own_trials
 
 DETAILS = "details"
 """The user attribute of a trial that holds what was found out of its network."""
@@ -29,13 +29,15 @@ def fate(trial: FrozenTrial) -> str | None:
 
 @dataclass(frozen=True)
 class Tally:
-    """trained, stopped: different trainings, for a candidate may be drawn twice. at_work: trials under way, of which
+    """trained, stopped: different trainings, for a candidate may be drawn twice. free: how many of both the budget does
+    not count, since another search made them. at_work: trials under way, of which
     in_training are past their measurement. best: (F1, ms, trial) of the best that keeps the limit."""
 
     asked: int
     rejected: int
     stopped: int
     trained: int
+    free: int
     failed: int
     at_work: int
     in_training: int
@@ -50,6 +52,7 @@ class Tally:
         by_fate: dict[str | None, list[FrozenTrial]] = {TRAINED: [], REJECTED: [], STOPPED: [], None: []}
         for t in trials:
             by_fate[fate(t)].append(t)
+        curves = by_fate[TRAINED] + by_fate[STOPPED]
         running = [t for t in trials if t.state == TrialState.RUNNING]
         points = [(t.user_attrs["f1_macro"], t.user_attrs["latency_ms"], t.number) for t in by_fate[TRAINED]]
         kept = [p for p in points if p[1] <= limit_ms]
@@ -58,6 +61,7 @@ class Tally:
             rejected=len(by_fate[REJECTED]),
             stopped=len({t.user_attrs["training"] for t in by_fate[STOPPED]}),
             trained=len({t.user_attrs["training"] for t in by_fate[TRAINED]}),
+            free=len({t.user_attrs["training"] for t in curves if FREE in t.user_attrs}),
             failed=sum(t.state == TrialState.FAIL for t in trials),
             at_work=len(running),
             in_training=len({t.user_attrs["training"] for t in running if "training" in t.user_attrs}),
@@ -75,15 +79,20 @@ class Tally:
         failed = f"{self.failed} failed, " if self.failed else ""
         return (
             f"{self.asked} asked, {failed}{self.rejected} rejected, {self.stopped} stopped, {self.trained} of "
-            f"{search.trials} trained; {best}; hypervolume {self.hypervolume:.4f}; "
+            f"{search.trials + self.free} trained; {best}; hypervolume {self.hypervolume:.4f}; "
             f"{left:.0f} of {search.max_minutes:g} min left"
         )
 
 
 def _minutes(trials: list[FrozenTrial]) -> float:
-    """In which at least one was at work: what several workers do side by side counts once."""
+    """In which at least one was at work: what several workers do side by side counts once. What a killed worker left,
+    and nobody tries again, ended when that was found, maybe on another day: it does not count."""
     now = datetime.now()
-    spans = sorted((t.datetime_start, t.datetime_complete or now) for t in trials if t.datetime_start)
+    spans = sorted(
+        (t.datetime_start, t.datetime_complete or now)
+        for t in trials
+        if t.datetime_start and (t.state != TrialState.FAIL or "error_kind" in t.user_attrs)
+    )
     total, until = 0.0, datetime.min
     for start, end in spans:
         total += max(0.0, (end - max(start, until)).total_seconds())
@@ -94,9 +103,10 @@ def _minutes(trials: list[FrozenTrial]) -> float:
 def used_up(tally: Tally, config: BuildConfig) -> str | None:
     """Why the search is over, or None."""
     search = config.search
-    if tally.trained + tally.stopped >= search.trials:
-        return f"{tally.trained} candidates trained, {tally.stopped} stopped early (search.trials)"
-    if tally.asked - tally.at_work >= search.max_asked:
+    if tally.trained + tally.stopped - tally.free >= search.trials:
+        free = f", {tally.free} of them under other limits" if tally.free else ""
+        return f"{tally.trained} candidates trained, {tally.stopped} stopped early{free} (search.trials)"
+    if tally.asked - tally.free - tally.at_work >= search.max_asked:
         return f"{tally.asked} candidates asked for (search.max_asked)"
     if tally.minutes >= search.max_minutes:
         return f"{tally.minutes:.1f} minutes spent (search.max_minutes)"
@@ -107,8 +117,8 @@ def all_at_work(tally: Tally, config: BuildConfig) -> bool:
     """Whether those under way may be the last: a further worker waits for what becomes of them. (Two that look at the
     same moment may still begin one too many.)"""
     search = config.search
-    enough = tally.trained + tally.stopped + tally.at_work >= search.trials
-    return tally.at_work > 0 and (enough or tally.asked >= search.max_asked)
+    enough = tally.trained + tally.stopped - tally.free + tally.at_work >= search.trials
+    return tally.at_work > 0 and (enough or tally.asked - tally.free >= search.max_asked)
 
 
 def rows_of(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:

@@ -57,11 +57,10 @@ def evaluate(
     study: optuna.Study, trial: optuna.Trial, search: Search, timer: Timer, trials: Sequence[FrozenTrial]
 ) -> None:
     """Suggest, measure, reject or train, tell. trials: of the study, so far."""
-    began = time.perf_counter()
     earlier = [t for t in trials if t.state.is_finished()]
     try:
         candidate = search.space.suggest(trial, len(search.index.classes))
-        spec = candidate.spec
+        began, spec = time.perf_counter(), candidate.spec
         found_out = (t.user_attrs.get(DETAILS, {}) for t in earlier)
         known = next((d for d in found_out if d.get("graph") == [spec.hash, spec.input_size]), None)
         if known:

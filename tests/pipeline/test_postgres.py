@@ -113,8 +113,8 @@ def test_a_server_that_goes_away_in_mid_study_ends_the_search_in_one_line(tiny, 
 
 @pytest.mark.slow
 def test_two_searches_of_one_study(cli, tiny, tmp_path, postgres):
-    """From two folders at once, as from two machines in two time zones: each sees what the other did, the time that both
-    took counts once, and nothing shows the password."""
+    """From two folders at once, as from two machines in two time zones: each sees what the other did, and when; nothing
+    shows the password."""
     settings = ["search.trials=6", "search.study=shared", f"search.storage={postgres}"]
     more = [part for s in settings for part in ("--set", s)]
 

@@ -1,14 +1,18 @@
 """Samplers: which learn from what was rejected, which say that they do not, and what the default one finds."""
 
+import contextlib
+
 import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
 from models.joined import JoinedSpace
+from models.language import SpecError, canonical_hash
 from models.space import SearchSpace
-from pipeline.ehvi import STARTUP, draws
+from pipeline.ehvi import STARTUP, _Forecast, _mixed, draws
 from pipeline.front import hypervolume
+from pipeline.gaussian import Code
 from pipeline.samplers import sampler, warning
 from pipeline.study import quiet_optuna
 
@@ -32,7 +36,7 @@ def tell(study, params, distributions, latency_ms, f1_by_epoch=None, stopped=Fal
     over = {"latency": latency_ms / LIMIT_MS - 1, **over}
     attrs = {"latency_ms": latency_ms, "over_limit": over}
     if f1_by_epoch:
-        attrs |= {"f1_by_epoch": f1_by_epoch, "f1_macro": max(f1_by_epoch)}
+        attrs |= {"f1_by_epoch": f1_by_epoch, "f1_macro": max(f1_by_epoch), "training": canonical_hash(params)}
     values = [max(f1_by_epoch), latency_ms] if f1_by_epoch and not stopped else None
     study.add_trial(
         create_trial(
@@ -120,6 +124,38 @@ def test_every_third_trial_is_for_the_best_f1_and_the_others_for_the_front():
     assert np.delete(found, [0, 3, 6]).mean() < 0.7
 
 
+def test_the_expected_gain_is_the_mean_gain_of_the_hypervolume():
+    """Against draws of what the two models say of some points."""
+    study, rng = study_where_half_is_too_slow(trained=20), np.random.default_rng(1)
+    code = Code(X)
+    forecast = _Forecast(study.trials, code, LIMIT_MS, rng)
+    forecast.learn_f1([])
+    front = [(t.user_attrs["f1_macro"], t.user_attrs["latency_ms"]) for t in study.trials if t.values]
+    before = hypervolume(front, LIMIT_MS)
+    best = max(f1 for f1, ms in front if ms <= LIMIT_MS)
+    for x, y in ((0.2, 0.5), (0.4, 0.9), (0.48, 0.95), (0.55, 0.9)):
+        rows = code([{"x": x, "y": y}])
+        (log_ms, ms_sd), (f1, f1_sd) = (np.ravel(m.predict(rows)) for m in (forecast._latency, forecast._f1))
+        ms_drawn, f1_drawn = np.exp(rng.normal(log_ms, ms_sd, 4000)), rng.normal(f1, f1_sd, 4000)
+        pairs = list(zip(f1_drawn, ms_drawn, strict=True))
+        grown = np.mean([hypervolume([*front, pair], LIMIT_MS) - before for pair in pairs])
+        assert forecast.gain(rows, best_f1=False) == pytest.approx([grown], rel=0.15, abs=1e-4)
+        higher = np.mean([max(0.0, f1 - best) * (ms <= LIMIT_MS) for f1, ms in pairs])
+        assert forecast.gain(rows, best_f1=True) == pytest.approx([higher], rel=0.15, abs=1e-4)
+
+
+def test_parameters_as_numbers():
+    kinds = {
+        "a": optuna.distributions.CategoricalDistribution((None, "x", 3)),
+        "b": optuna.distributions.IntDistribution(10, 30, step=10),
+        "c": optuna.distributions.FloatDistribution(0.01, 1.0, log=True),
+    }
+    code = Code(kinds)
+    assert code.columns == [3, 1, 1]
+    rows = code([{"a": None, "b": 20, "c": 0.1}, {"a": 3, "b": 30, "c": 1.0}, {}])
+    assert rows.tolist() == [[1, 0, 0, 0.5, pytest.approx(0.5)], [0, 0, 1, 1, 1], [0, 0, 0, 0.5, 0.5]]
+
+
 def test_two_workers_do_not_go_to_one_place():
     study = study_where_half_is_too_slow(trained=20)
     found = []
@@ -148,6 +184,24 @@ def test_it_draws_in_spaces_whose_trials_have_different_parameters():
         spaces.append(trial.params["space"])
         study.tell(trial, state=TrialState.FAIL)
     assert spaces.count("cpu") >= 5
+
+
+def test_what_it_breeds_is_a_draw_of_the_space():
+    """It has the parameters that the space asks for, and no other, though types and spaces differ in theirs."""
+    space = JoinedSpace((SearchSpace.load("cpu"), SearchSpace.load("lineage")))
+    pool, rng, bred = draws(space, 0)[:300], np.random.default_rng(0), 0
+    for parent in pool[:60]:
+        kin = [d for d in pool if d.params["space"] == parent.params["space"]]
+        child = parent
+        for _ in range(5):
+            child = _mixed(child, kin[int(rng.integers(len(kin)))], rng)
+        asked = optuna.trial.FixedTrial(child.params)
+        with contextlib.suppress(SpecError):
+            space.suggest(asked, 6)
+            assert asked.params == child.params
+            assert asked.distributions == child.distributions
+            bred += child.params != parent.params
+    assert bred > 30
 
 
 def test_of_one_that_was_stopped_it_reckons_what_would_have_become_of_it():
@@ -201,6 +255,7 @@ def test_the_front_grows_faster_than_by_chance():
             if kept:
                 trial.set_user_attr("f1_by_epoch", [f1])
                 trial.set_user_attr("f1_macro", f1)
+                trial.set_user_attr("training", canonical_hash(p))
                 points.append((f1, latency_ms))
             study.tell(trial, [f1, latency_ms] if kept else None, state=None if kept else TrialState.PRUNED)
         return hypervolume(points, LIMIT_MS), max(f for f, _ in points), len(points)

@@ -12,7 +12,7 @@ from latency.errors import LatencyError
 from latency.measure import WarmTimer
 from models.language import SpecError
 from models.spec import ModelSpec
-from pipeline import find, loop, measured, short
+from pipeline import find, loop, measured, short, trial
 from pipeline.checkpoint import student_card
 from pipeline.config import load_config
 from pipeline.errors import EnvironmentProblem, OutOfMemory, PipelineError
@@ -224,6 +224,35 @@ def test_a_target_out_of_reach_ends_a_sweep_before_it_is_planned(tiny, tmp_path,
             with pytest.raises(EnvironmentProblem, match=r"the last 5 candidates could not be timed \(the board is"):
                 run_one("search", run)
         assert run_one("search", run).summary["trained"] == 4
+
+
+def test_what_is_planned_is_tried_again_when_the_target_is_back(tiny, tmp_path, monkeypatch):
+    def lost(*args, **more):
+        raise LatencyError("the board is gone")
+
+    monkeypatch.setattr(trial, "LOST", 2)
+    rates = [0.002, 0.003]
+    start = [{"learning_rate": r, "batch": 16} for r in rates]
+    with open_run(tmp_path / "run", load_config(tiny, [f"search.start={start}", "search.trials=2"]), print) as run:
+        with monkeypatch.context() as gone:
+            gone.setattr(measured.CandidateTimer, "time", lost)
+            with pytest.raises(EnvironmentProblem, match="the last 2 candidates could not be timed"):
+                run_one("search", run)
+        run_one("search", run)
+        assert [t["hyper"]["learning_rate"] for t in run.read("search", "trials.json")["trials"]] == rates
+
+
+def test_what_was_found_under_another_limit_uses_up_nothing_of_the_budget(tiny, tmp_path, monkeypatch):
+    own, calls, said = short.fit, [], []
+    monkeypatch.setattr(short, "fit", lambda *args, **more: calls.append(args) or own(*args, **more))
+    for limit_ms, trained, trainings in ((1000, 1, 1), (2000, 2, 2)):
+        settings = ["search.trials=1", f"latency.limit_ms={limit_ms}"]
+        with open_run(tmp_path / "run", load_config(tiny, settings), said.append) as run:
+            assert run_one("search", run).summary["trained"] == trained
+            rows = run.read("search", "trials.json")["trials"]
+        assert len(calls) == trainings
+    assert [r.get("free") for r in rows] == [True, None]
+    assert "search ends: 2 candidates trained, 0 stopped early, 1 of them under other limits (search.trials)" in said
 
 
 def test_a_sweep_without_end_is_refused(tiny, tmp_path):

@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import optuna
 import pytest
@@ -15,6 +15,7 @@ from pipeline import study as studies
 from pipeline.config import load_config, without_password
 from pipeline.errors import EnvironmentProblem, PipelineError
 from pipeline.study import alive, database_url, load_study, open_study, own_trials, take_up, take_up_lost
+from pipeline.tally import Tally, used_up
 from tests.conftest import ROOT
 
 ARGS = (("maximize", "minimize"), ("F1", "ms"))
@@ -52,6 +53,18 @@ def test_what_a_killed_worker_had_in_hand_is_tried_again(tmp_path):
     assert [t.number for t in own_trials(study)] == [2, 3, 4]
     again = [study.ask() for _ in range(2)]
     assert [{"x": t.suggest_int("x", 0, 9)} for t in again] == drawn[:2]
+
+
+def test_the_night_after_a_trial_was_given_up_is_no_time_of_the_search():
+    def trial(minutes, **attrs):
+        made = optuna.create_trial(state=TrialState.FAIL, user_attrs=attrs)
+        made.datetime_complete = datetime.now()
+        made.datetime_start = made.datetime_complete - timedelta(minutes=minutes)
+        return made
+
+    tally = Tally.of([trial(1, error_kind="ExportError"), trial(600)], 1.0)
+    assert tally.minutes == pytest.approx(1.0, rel=1e-3)
+    assert used_up(tally, load_config("demo")) is None
 
 
 def test_one_that_was_killed_before_its_first_sign_of_life(tmp_path, monkeypatch):
