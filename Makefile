@@ -1,12 +1,14 @@
-# make demo | test | test-all | lint | types | latency-check | bench. One environment, made from pyproject.toml and ci/constraints.txt.
+# make demo | test | test-slow | test-all | lint | types | latency-check | bench. One environment, made from pyproject.toml and ci/constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Options for pip, for example to take torch's CPU build: make demo PIP_OPTIONS="--extra-index-url <PyTorch's CPU index>"
 PIP_OPTIONS ?=
 BASE ?= HEAD
+# Two files of tests at a time, of one thread each: those of torch would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: install demo test test-all lint types latency-check bench clean
+.PHONY: install demo test test-slow test-all lint types latency-check bench clean
 
 install: $(VENV)/.installed
 
@@ -20,10 +22,12 @@ demo: install
 	$(BIN)/edgebuild run -c demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
-test-all: install
-	$(BIN)/python -m pytest -m '' --durations=15
+test-slow: install
+	$(PYTEST) -m slow --durations=15
+
+test-all: test test-slow
 
 lint: install
 	$(BIN)/ruff check .

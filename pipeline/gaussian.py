@@ -79,8 +79,8 @@ class Model:
 
     def __init__(self, code: Code, params: Sequence[dict[str, Any]], values: Any, rng: np.random.Generator) -> None:
         if len(params) > _KNOWN:  # the latest, and some of the earlier ones, which lie wider apart
-            kept = np.sort(rng.permutation(len(params) - _KNOWN // 2)[: _KNOWN // 2])
-            kept = [*kept, *range(len(params) - _KNOWN // 2, len(params))]
+            earlier = len(params) - _KNOWN // 2
+            kept = [*sorted(rng.permutation(earlier)[: _KNOWN // 2]), *range(earlier, len(params))]
             params, values = [params[i] for i in kept], values[kept]
         rows = code(params)
         self._weights = _relevance(rows, values, code.columns)

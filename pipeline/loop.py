@@ -39,9 +39,10 @@ def prepare(search: Search, timer: Timer) -> optuna.Study:
         search.say(unfit)
     study = search.open()
     take_up(study, search.worker, alone=search.config.search.storage is None)
-    planned = [(params, {}) for params in search.config.search.start] + _carried_over(search)
+    wanted = list(search.config.search.start)
     if search.config.search.sampler == "sweep":
-        planned += [(params, {}) for params in _slowest_first(search, timer)]
+        wanted += _slowest_first(search, timer)
+    planned = [(params, dict[str, Any]()) for params in wanted] + _carried_over(search)
     # What could not be timed because the target was out of reach is tried again.
     tried = [known_params(t) for t in own_trials(study) if t.user_attrs.get("error_kind") != LatencyError.__name__]
     for params, attrs in planned:

@@ -10,6 +10,7 @@ import time
 
 import optuna
 import pytest
+from optuna.storages import RDBStorage
 
 from pipeline.study import database_url, own_trials
 from pipeline.tally import TRAINED, fate
@@ -62,14 +63,14 @@ def test_a_node_that_dies_loses_no_trial(cli, tiny, tmp_path, cluster, postgres,
     add(num_cpus=1, resources={TARGET: 1})
     second = add(num_cpus=1, resources={TARGET: 1})
     settings = ["search.trials=10", "search.epochs=3", f"search.storage={bare}", "search.study=cluster"]
-    url, killed = database_url(postgres, None), {}
+    storage, killed = RDBStorage(database_url(postgres, None)), {}
 
     def kill_in_mid_study():
         """While a worker of the second node has a trial in hand, and some are finished."""
         while "at" not in killed:
             time.sleep(0.2)
             with contextlib.suppress(KeyError):
-                study = optuna.load_study(study_name="cluster", storage=url)
+                study = optuna.load_study(study_name="cluster", storage=storage)
                 workers = {t.user_attrs.get("worker", "") for t in study.trials if not t.state.is_finished()}
                 if sum(t.state.is_finished() for t in study.trials) >= 3 and len(workers) == 2:
                     killed["at"] = [t.number for t in study.trials if t.state.is_finished()]
@@ -85,7 +86,7 @@ def test_a_node_that_dies_loses_no_trial(cli, tiny, tmp_path, cluster, postgres,
     assert "runs its workers at nice 15, so timings wait for any other process there" in done.stderr  # Ray's default
     result = json.loads(done.stdout)
     assert result["trained"] + result["stopped_early"] in (10, 11)
-    study = optuna.load_study(study_name="cluster", storage=url)
+    study = optuna.load_study(study_name="cluster", storage=storage)
     assert all(study.trials[n].state.is_finished() for n in killed["at"])
     assert all(t.state.is_finished() for t in own_trials(study))
     again = [t for t in own_trials(study) if "again_of" in t.user_attrs]
