@@ -33,7 +33,7 @@ from pipeline.study import database_url, load_study
 
 ARMS = {"one process": (), "--workers 1": ("--workers", "1"), "--workers 2": ("--workers", "2")}
 CANDIDATES = 8
-HOURS = 8.0
+HOURS = 2.0
 ENOUGH = 0.95
 
 
