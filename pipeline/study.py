@@ -29,12 +29,12 @@ HEARTBEAT_S, GRACE_S = 10, 60
 _UNBORN = timedelta(minutes=5)
 """A trial that for so long has no worker yet lost it before its first sign of life."""
 _RETRIES = 3
-"""Of one trial: what kills its worker four times is no accident."""
+"""Of one trial: what kills its worker four times is no accident. Interrupts are the user's doing."""
 _OPENED = 3
 """Two that find an empty database at once both make its tables, and one fails."""
 FREE = "free"
 """The attribute of a trial whose training another search made, under other limits: the budget does not count it."""
-_WORKER, _MEANING, _TRIES, _AGAIN = "worker", "meaning", "tries", "again_of"
+_WORKER, _MEANING, _TRIES, _AGAIN, _INTERRUPTED = "worker", "meaning", "tries", "again_of", "interrupted"
 
 
 def quiet_optuna() -> None:
@@ -210,6 +210,10 @@ def alive(study: optuna.Study, trial: optuna.Trial, worker: str) -> Iterator[Non
         yield
     except UpdateFinishedTrialError:
         pass  # taken for dead meanwhile, and tried again by another
+    except KeyboardInterrupt:
+        with contextlib.suppress(Exception):  # it ends all the same
+            trial.set_user_attr(_INTERRUPTED, True)
+        raise
     finally:
         ended.set()
         thread.join()
@@ -241,7 +245,7 @@ def _fail(study: optuna.Study, left: FrozenTrial, retries: int | None = _RETRIES
 
 def _try_again(study: optuna.Study, left: FrozenTrial, retries: int | None = _RETRIES) -> None:
     """Its parameters, and what it was planned as: all else is found out anew."""
-    tries = left.user_attrs.get(_TRIES, 0) + 1
+    tries = left.user_attrs.get(_TRIES, 0) + (_INTERRUPTED not in left.user_attrs)
     planned = {k: v for k, v in left.user_attrs.items() if k == FREE}
     if retries is None or tries <= retries:
         study.enqueue_trial(known_params(left), user_attrs={**planned, _TRIES: tries, _AGAIN: left.number})

@@ -93,6 +93,15 @@ def test_what_it_had_found_out_is_found_out_anew(tmp_path):
     assert study.trials[1].constraints == {}
 
 
+def test_however_often_the_user_interrupts_a_trial_it_is_tried_again(tmp_path):
+    study = opened(tmp_path)
+    for _ in range(6):
+        with pytest.raises(KeyboardInterrupt), alive(study, study.ask(), "me"):
+            raise KeyboardInterrupt
+        take_up(study, "me", alone=True)
+        assert study.trials[-1].state == TrialState.WAITING
+
+
 @pytest.mark.parametrize(("retries", "trials"), [(3, 4), (None, 10)])
 def test_what_kills_its_worker_again_and_again_is_left_alone(retries, trials, tmp_path):
     study = opened(tmp_path)
