@@ -1,7 +1,8 @@
 """Is the short training of a search a fair judge? Some of its candidates are trained in full, and the ranks compared.
 
-`edgebuild search --check-proxy N`. In full: `distill.epochs` on all of train/, with the labels alone, so that what is
-compared is the length. How far repeated short trainings of one candidate differ says how much of a rank is luck.
+`edgebuild search --check-proxy N`, of those that were not stopped early. In full: `distill.epochs` on all of train/,
+with the labels alone, so that what is compared is the length. How far repeated short trainings of one candidate differ
+says how much of a rank is luck.
 """
 
 import math
@@ -22,7 +23,7 @@ from pipeline.stages import Run
 from pipeline.tally import TRAINED
 
 _REPEATED, _SEEDS = 3, 3
-"""Short trainings are repeated for so many candidates, with so many seeds each, the search's own included."""
+"""Short trainings are repeated for so many candidates, with so many further seeds each."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def check_proxy(run: Run, count: int) -> dict[str, Any]:
         run.say(f"{name}: F1 {full:.4f}, {t['f1_macro']:.4f} after the short training")
     repeats = []
     for t in [chosen[round(i * (count - 1) / (_REPEATED - 1))] for i in range(_REPEATED)]:
-        seeds = range(run.config.seed + 1, run.config.seed + _SEEDS)
+        seeds = range(run.config.seed + 1, run.config.seed + 1 + _SEEDS)
         names = [f"check: trial {t['trial']} again, seed {s}" for s in seeds]
         again = [trainer.repeated(candidate_of(t), s, n) for s, n in zip(seeds, names, strict=True)]
         repeats.append({"trial": t["trial"], "f1_by_seed": [t["f1_macro"], *again]})
@@ -88,7 +89,8 @@ def check_proxy(run: Run, count: int) -> dict[str, Any]:
         "pairs": pairs,
         "rank": {k: v if math.isfinite(v) else None for k, v in asdict(rank).items()},
         "repeats": repeats,
-        "repeat_sd": repeat_noise([r["f1_by_seed"] for r in repeats]),
+        # By the search's own F1 they were chosen, as the best and the worst, so it is no fair draw.
+        "repeat_sd": repeat_noise([r["f1_by_seed"][1:] for r in repeats]),
         "short_sd_between_candidates": float(np.std([p["short"] for p in pairs], ddof=1)),
     }
     write_json(run.folder / "study" / "proxy.json", found)

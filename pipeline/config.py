@@ -161,7 +161,7 @@ class Select(Section):
     processes: Count = 5
     """Fresh processes of each finalist."""
     seeds: Count = 1
-    """Trainings of each finalist, with different seeds; their mean F1 counts."""
+    """Trainings of each finalist, that of the search included; the mean F1 of the further ones counts."""
     trial: int | None = None
     """Overrules the rule by a trial's number."""
 

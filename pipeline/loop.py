@@ -16,7 +16,7 @@ from pipeline.samplers import warning
 from pipeline.search import Search
 from pipeline.spaces import check_space
 from pipeline.study import FREE, agree, alive, known_params, one_at_a_time, own_trials, take_up, take_up_lost
-from pipeline.tally import Tally, all_at_work, nearest_miss, rows_of, summary, used_up
+from pipeline.tally import TRAINED, Tally, all_at_work, fate, nearest_miss, rows_of, summary, used_up
 from pipeline.trial import LOST, UNFIT, evaluate, no_timing, timed
 
 _WAIT_S = 1.0
@@ -27,8 +27,15 @@ _HINT_AFTER = 30
 def run_search(search: Search, timer: Timer) -> dict[str, Any]:
     """Go on with the study until its budget is used; the summary and all trials. Raises PipelineError."""
     study = prepare(search, timer)
-    reason = work(search, study, timer)
+    return conclude(search, study, work(search, study, timer))
+
+
+def conclude(search: Search, study: optuna.Study, reason: str) -> dict[str, Any]:
+    """Say why it is over, and keep what others of a shared study trained, for a search under other limits."""
     search.say(f"search ends: {reason}{nothing_fits(own_trials(study), search)}")
+    for t in own_trials(study):
+        if fate(t) == TRAINED:
+            search.trainer.keep(t.user_attrs["training"], t.params, t.user_attrs["f1_by_epoch"])
     return summary(study, search.config)
 
 

@@ -196,6 +196,10 @@ class CandidateTimer:
         """The control's median in ms by runtime, when this host was first timed in this run."""
         return {runtime: self._reference(runtime) for runtime in dict.fromkeys(f.runtime for f in self._forms)}
 
+    def refer_to(self, references: Mapping[str, float]) -> None:
+        """Those of a study that others take part in."""
+        self._references |= references
+
     def _reference(self, runtime: str) -> float:
         if runtime in self._references:
             return self._references[runtime]

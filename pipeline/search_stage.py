@@ -10,6 +10,7 @@ from pipeline.find import open_search
 from pipeline.loop import run_search
 from pipeline.search import candidate_timer
 from pipeline.stages import Crew, Run, Stage
+from pipeline.study import same_references
 from pipeline.together import search_together
 
 
@@ -20,6 +21,7 @@ def _inputs(run: Run) -> dict[str, Any]:
         "meaning": opened.meaning,
         "storage": search.storage and without_password(search.storage),
         "sampler": search.sampler,
+        "start": search.start,
         "trials": search.trials,
         "max_asked": search.max_asked,
         "max_minutes": search.max_minutes,
@@ -28,8 +30,11 @@ def _inputs(run: Run) -> dict[str, Any]:
 
 def _search(run: Run, work: Path) -> dict[str, Any]:
     if run.crew == Crew():
+        search = open_search(run)
         with candidate_timer(run.config, run.folder / "study", run.machine) as timer:
-            result = run_search(open_search(run), timer)
+            if run.config.search.storage is not None:
+                timer.refer_to(same_references(search.open(), timer.references))
+            result = run_search(search, timer)
     else:
         result = search_together(run)
     write_json(work / "trials.json", {"format": FORMAT, **result})

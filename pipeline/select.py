@@ -162,15 +162,16 @@ def _select_found(run: Run, work: Path) -> dict[str, Any]:
 
 def _finalists(run: Run, rule: Rule, trials: dict[int, Any], rows: list[Row], first: Row) -> dict[int, Again]:
     """As many as asked for that keep the rule after they were measured again, and those that did not, in the order of
-    the rule."""
+    the rule. Those that are compared are timed in turn: where one drops out, the others again with its successor."""
     select = run.config.select
     if select.trial is not None:
         return look_again(run, [trials[first.trial]])
     order, again = by_the_rule(rows, rule), dict[int, Again]()
     kept: list[Row] = []
     while missing := list(islice(order, select.finalists - len(kept))):
-        again |= look_again(run, [trials[r.trial] for r in missing])
-        kept += [r for r in missing if keeps(again[r.trial].of(r), rule)]
+        asked = kept + missing
+        again |= look_again(run, [trials[r.trial] for r in asked])
+        kept = [r for r in asked if keeps(again[r.trial].of(r), rule)]
     return again
 
 

@@ -1,7 +1,7 @@
 """The short training by which a search judges a candidate, and its record, so that the same is never trained twice."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,17 +53,18 @@ class Trainer:
         OutOfMemory, and what on_epoch raises."""
         search = self.config.search
         result = self.fit(candidate, search.epochs, search.subset, self.config.seed, name, on_epoch)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        record = {
-            "f1_macro": result.best.f1_macro,
-            "fit": result.record(),
-            "space": self.space,
-            "training": self.training,
-            "params": params,
-            "limits": limits_of(self.config),
-        }
-        write_json(self.folder / f"{self.key(candidate)}.json", record)
+        self._write(self.key(candidate), params, result.record(), result.best.f1_macro)
         return result
+
+    def keep(self, key: str, params: dict[str, Any], f1_by_epoch: Sequence[float]) -> None:
+        """A record of what was trained on another machine, where there is none."""
+        if self.known(key) is None:
+            self._write(key, params, {"history": [{"f1_macro": f1} for f1 in f1_by_epoch]}, max(f1_by_epoch))
+
+    def _write(self, key: str, params: dict[str, Any], record: dict[str, Any], f1_macro: float) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        about = {"space": self.space, "training": self.training, "params": params, "limits": limits_of(self.config)}
+        write_json(self.folder / f"{key}.json", {"f1_macro": f1_macro, "fit": record, **about})
 
     def repeated(self, candidate: Candidate, seed: int, name: str) -> float:
         """Macro F1 of the same training with another seed; trained once."""

@@ -71,7 +71,7 @@ class Run:
         """Identity of this run folder among the workers of a shared study."""
         path = self.folder / ".id"
         if not path.is_file():
-            path.write_text(uuid.uuid4().hex)
+            write_text(path, uuid.uuid4().hex)
         return path.read_text()
 
     @property

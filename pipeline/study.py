@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ _OPENED = 3
 FREE = "free"
 """The attribute of a trial whose training another search made, under other limits: the budget does not count it."""
 _WORKER, _MEANING, _TRIES, _AGAIN, _INTERRUPTED = "worker", "meaning", "tries", "again_of", "interrupted"
+_REFERENCES = "control_ms"
 
 
 def quiet_optuna() -> None:
@@ -217,6 +218,21 @@ def alive(study: optuna.Study, trial: optuna.Trial, worker: str) -> Iterator[Non
     finally:
         ended.set()
         thread.join()
+
+
+def mark_interrupted(study: optuna.Study, worker: str) -> None:
+    """What this worker's crew has in hand was ended by the user."""
+    for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if str(left.user_attrs.get(_WORKER)).startswith(f"{worker}/"):
+            study._storage.set_trial_user_attr(left._trial_id, _INTERRUPTED, True)
+
+
+def same_references(study: optuna.Study, measured: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The control's milliseconds that all who take part in a study reckon with: those of the first."""
+    if _REFERENCES not in study.user_attrs:
+        study.set_user_attr(_REFERENCES, measured())
+    known: dict[str, float] = study.user_attrs[_REFERENCES]
+    return known
 
 
 def take_up(study: optuna.Study, worker: str, alone: bool, retries: int | None = _RETRIES) -> None:

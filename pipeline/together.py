@@ -7,11 +7,13 @@ in hand is tried again. Photos and weights come from the machine that started th
 """
 
 import contextlib
+import math
 import os
 import pickle
 import socket
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from export.all_in import MODULES
@@ -36,16 +39,17 @@ from pipeline.data import Index
 from pipeline.errors import EnvironmentProblem, PipelineError
 from pipeline.find import begin, load_arrays, load_index, open_search
 from pipeline.inputs import Arrays
-from pipeline.loop import nothing_fits, prepare, work
+from pipeline.loop import conclude, prepare, work
 from pipeline.measured import CandidateTimer, Timing
 from pipeline.search import Search, candidate_timer
 from pipeline.stages import Run
-from pipeline.study import own_trials, take_up
-from pipeline.tally import Tally, summary, used_up
+from pipeline.study import GRACE_S, mark_interrupted, own_trials, same_references, take_up, take_up_lost
+from pipeline.tally import Tally, used_up
 
 TARGET = "edgebuild_target"
 """The custom resource of the nodes that may time: 1 each."""
 _LOOK_S, _CONNECT_S = 1.0, 10
+_ROOT = Path(__file__).resolve().parent.parent
 
 
 def search_together(run: Run) -> dict[str, Any]:
@@ -67,11 +71,12 @@ def search_together(run: Run) -> dict[str, Any]:
     with _cluster(ray, run.crew.ray):
         try:
             return _search_on(ray, run)
-        except ray.exceptions.RayTaskError as error:  # whoever knows what it means has told it by now
-            raise error.cause from error
         except ray.exceptions.RayError as error:
-            told = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise EnvironmentProblem(f"--ray {run.crew.ray or '(this machine)'}: Ray cannot go on: {told}") from error
+            if isinstance(cause := getattr(error, "cause", error), ray.exceptions.RayError):
+                told = (str(cause).strip() or type(cause).__name__).splitlines()[-1]
+                where = run.crew.ray or "(this machine)"
+                raise EnvironmentProblem(f"--ray {where}: Ray cannot go on: {told}") from error
+            raise cause from error  # an error of ours, in a worker
 
 
 @contextlib.contextmanager
@@ -79,16 +84,18 @@ def _cluster(ray: ModuleType, address: str | None) -> Iterator[None]:
     """A cluster that is there, or one of this machine alone, on loopback, for as long as this lasts."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 makes what is timed wait for any other process
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "3600000")  # else what times is never warm
     own: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "resources": {TARGET: 1}, "include_dashboard": False}
     try:
         _answers(address)
-        ray.init(
-            address=address or "local",
-            runtime_env={"env_vars": {"EDGEBUILD_DEVICE": os.environ.get("EDGEBUILD_DEVICE", "auto")}},
-            log_to_driver=False,
-            logging_level="ERROR",
-            **({} if address else own),
-        )
+        with contextlib.chdir(_ROOT):  # Ray's workers import from here first, and a user's `models/` is not ours
+            ray.init(
+                address=address or "local",
+                runtime_env={"env_vars": {"EDGEBUILD_DEVICE": os.environ.get("EDGEBUILD_DEVICE", "auto")}},
+                log_to_driver=False,
+                logging_level="ERROR",
+                **({} if address else own),
+            )
     except (OSError, ValueError, RuntimeError) as error:
         told = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EnvironmentProblem(f"--ray {address or '(this machine)'}: no cluster of Ray answers: {told}") from error
@@ -114,9 +121,10 @@ def _search_on(ray: ModuleType, run: Run) -> dict[str, Any]:
         placed = {"scheduling_strategy": near}  # it is reached from here, and a lock there keeps timings apart
     origin = Origin(run.config, run.folder.resolve(), run.worker, run.host.key)
     _check_nodes(ray, run)
-    references = ray.get(ray.remote(_references).options(num_cpus=0, **placed).remote(origin))
-    timer = RayTimer(ray.remote(_time).options(num_cpus=0, max_retries=-1, **placed), origin, references)
     search = open_search(run)
+    first = ray.remote(_references).options(num_cpus=0, **placed)
+    references = same_references(search.open(), lambda: ray.get(first.remote(origin)))
+    timer = RayTimer(ray.remote(_time).options(num_cpus=0, max_retries=-1, **placed), origin, references)
     study = prepare(search, timer)
     home = ray.remote(Home).options(num_cpus=0, scheduling_strategy=near).remote(origin)
     given = ray.put(Given(search.index, search.space, search.weights, _weights(search)))
@@ -125,23 +133,32 @@ def _search_on(ray: ModuleType, run: Run) -> dict[str, Any]:
     run.say(f"search: {count} workers of {', '.join(f'{v:g} {k}' for k, v in share.items())}")
     kind = ray.remote(SearchWorker).options(max_restarts=-1, max_task_retries=-1, **share)
     workers = [kind.remote(origin, number, timer, home, given) for number in range(count)]
-    reason = _watch(ray, run, study, home, [w.work.remote() for w in workers], share["num_cpus"])
-    run.say(f"search ends: {reason}{nothing_fits(own_trials(study), search)}")
-    return summary(study, run.config)
+    try:
+        reason = _watch(ray, run, study, home, [w.work.remote() for w in workers], share["num_cpus"])
+    except KeyboardInterrupt:
+        mark_interrupted(study, run.worker)  # the workers, which Ray kills, cannot
+        raise
+    return conclude(search, study, reason)
 
 
 def _watch(ray: ModuleType, run: Run, study: optuna.Study, home: Any, at_work: list[Any], cpus: float) -> str:
     """Pass on what the workers say until they are done; why they are. cpus: of a worker."""
-    reason, told = "", set[str]()
+    reason, told, reached = "", set[str](), time.monotonic()
     while at_work:
         done, at_work = ray.wait(at_work, timeout=_LOOK_S)
         for line in ray.get(home.take_lines.remote()):
             run.say(line)
         for ref in done:
             reason = ray.get(ref)
-        over = used_up(Tally.of(own_trials(study), run.config.latency.limit_ms), run.config)
-        if over and not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            return over  # whoever is still asked for has lost its node and cannot be placed again
+        try:
+            take_up_lost(study)
+            over = used_up(Tally.of(own_trials(study), run.config.latency.limit_ms), run.config)
+            if over and not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                return over  # whoever is still asked for has lost its node and cannot be placed again
+            reached = time.monotonic()
+        except StorageInternalError:  # the workers, in mid-training, may not even notice
+            if time.monotonic() - reached > GRACE_S:
+                raise
         waits = []
         if run.config.target == "local" and not _targets(ray):
             waits.append(f"no node with {TARGET} is left: timings wait until one joins the cluster")
@@ -205,19 +222,24 @@ def _check_nodes(ray: ModuleType, run: Run) -> None:
 
 
 def _share(ray: ModuleType, count: int, device: str) -> dict[str, float]:
-    """What of the cluster each worker has."""
-    able = ray.cluster_resources()
-    cpus = able.get("CPU", 1) / count
-    largest = max(n["Resources"].get("CPU", 0) for n in _alive(ray))
-    gpus = able.get("GPU", 0) / count if device != "cpu" else 0
-    whole = next((n for n in range(int(cpus), 0, -1) if _fit(ray, n) >= count), None)
-    share = {"num_cpus": float(whole) if whole else min(cpus, largest)}
-    return share | ({"num_gpus": min(1.0, gpus)} if gpus else {})
+    """What of the cluster each worker has: whole CPUs where all can be placed with them, and a part of a GPU where all
+    can be placed with that too."""
+    nodes, able = [n["Resources"] for n in _alive(ray)], ray.cluster_resources()
+    cpus = able.get("CPU", 1)
+    gpus = min(1.0, able.get("GPU", 0) / count) if device != "cpu" else 0.0
+    shares = range(int(cpus // count), 0, -1) or [1 / math.ceil(count / cpus)]
+    for part in (gpus, 0.0):
+        for share in shares:
+            if placed(nodes, share, part) >= count:
+                return {"num_cpus": float(share)} | ({"num_gpus": part} if part else {})
+    return {"num_cpus": float(shares[-1])}
 
 
-def _fit(ray: ModuleType, cpus: int) -> int:
-    """How many workers of so many CPUs the nodes take."""
-    return sum(int(n["Resources"].get("CPU", 0) // cpus) for n in _alive(ray))
+def placed(nodes: Sequence[dict[str, float]], cpus: float, gpus: float) -> int:
+    """How many workers of so many CPUs, and of that part of one GPU, the nodes take."""
+    by_cpu = [int(n.get("CPU", 0) / cpus + 1e-9) for n in nodes]
+    by_gpu = [int(n.get("GPU", 0)) * int(1 / gpus + 1e-9) if gpus else math.inf for n in nodes]
+    return sum(int(min(both)) for both in zip(by_cpu, by_gpu, strict=True))
 
 
 def _about() -> tuple[dict[str, Any], str | None, int]:
@@ -259,6 +281,11 @@ def _timer(origin: Origin, references: dict[str, float] | None = None) -> Candid
     key = pickle.dumps((origin, references))
     if key not in _timers:
         machine = machine_of(origin.config.target, MODULES)
+        if machine.host().key != origin.host_key:  # a node that joined later than the others were looked at
+            raise EnvironmentProblem(
+                f"--ray: a node with the resource {TARGET} is another kind of host than the search began with, and "
+                "milliseconds of two kinds do not mix: take it out of the cluster, then search on"
+            )
         _timers[key] = candidate_timer(origin.config, origin.studies(), machine, references)
     return _timers[key]
 

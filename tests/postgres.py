@@ -38,8 +38,9 @@ def _account() -> dict:
 
 
 @contextmanager
-def server():
-    """The URL of an empty database, password included. Raises Missing."""
+def server(durable: bool = False):
+    """The URL of an empty database, password included. durable: as it is run for real; tests need not wait for its
+    disk. Raises Missing."""
     binaries, account = _binaries(), _account()
     folder = Path(tempfile.mkdtemp(prefix="edgebuild-pg-"))  # not below pytest's own, which only we may enter
     if account:
@@ -54,7 +55,8 @@ def server():
     common = {"cwd": folder, "check": True, "capture_output": True, **account}
     login = ["-U", USER, "--auth=scram-sha-256", f"--pwfile={secret}"]
     subprocess.run([binaries / "initdb", "-D", data, *login, "--no-sync"], **common)
-    settings = f"-c listen_addresses=127.0.0.1 -c port={port} -c fsync=off -c unix_socket_directories={folder}"
+    fsync = "on" if durable else "off"
+    settings = f"-c listen_addresses=127.0.0.1 -c port={port} -c fsync={fsync} -c unix_socket_directories={folder}"
     control = [binaries / "pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", settings]
     subprocess.run([*control, "start"], **common)
     try:

@@ -109,7 +109,7 @@ def main() -> None:
     with ExitStack() as stack:
         urls: dict[str, str | None] = {"SQLite": None}
         try:
-            urls["PostgreSQL"] = args.storage or stack.enter_context(server())
+            urls["PostgreSQL"] = args.storage or stack.enter_context(server(durable=True))
         except Missing as missing:
             print(f"without PostgreSQL: {missing}")
         studies = {}

@@ -59,7 +59,8 @@ AGAIN = 3
 @dataclass(frozen=True)
 class Row:
     """A trial: when it ended after the arm began, how long it took, and what was found. over: share over the limit;
-    parameters: as it was drawn."""
+    parameters: as it was drawn; measure_s: of the
+    seconds, those for its latency, where it is known."""
 
     end_s: float
     seconds: float
@@ -69,6 +70,7 @@ class Row:
     params: int
     f1_by_epoch: list[float]
     parameters: dict[str, Any] = field(default_factory=dict)
+    measure_s: float = 0.0
 
 
 def baseline(search: Search, filtered: bool, seed: int, minutes: float) -> list[Row]:
@@ -126,6 +128,7 @@ def ours(search: Search) -> list[Row]:
                 a[DETAILS]["params"],
                 curve,
                 t.params,
+                a[DETAILS]["measure_s"],
             )
         )
     return sorted(rows, key=lambda r: r.end_s)

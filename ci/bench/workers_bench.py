@@ -4,8 +4,8 @@
 trained by one process with all cores, by one worker of Ray and by two with half of the cores each; in turn. Told are
 the whole command, and from the first candidate's begin to the last one's end: Ray and its workers take long to start.
 The simulation takes its stage times from what `search_bench.py` recorded of our search: a candidate waits for one of
-the nodes that may time, is timed there (for as long as a reject takes), and is rejected or trained by its worker
-elsewhere. Table on screen, JSON beside.
+the nodes that may time, is timed there, and is rejected or trained by its worker elsewhere. Table on screen, JSON
+beside; without --data the measured part of it is left as it was.
 """
 
 import argparse
@@ -54,6 +54,7 @@ def searched_s(data: Path, arm: str, folder: Path) -> tuple[float, float]:
     whole_s = time.perf_counter() - began
     url = database_url(None, folder / "runs/bench/study")
     trials = [t for t in load_study(url, json.loads(done.stdout)["study"]).trials if t.state.is_finished()]
+    assert len(trials) == CANDIDATES, f"{arm}: {len(trials)} candidates, and not those that the others had"
     begins, ends = [t.datetime_start for t in trials], [t.datetime_complete for t in trials]
     return whole_s, (max(ends) - min(begins)).total_seconds()  # type: ignore[type-var, operator]
 
@@ -84,14 +85,14 @@ def simulate(
 
 
 def simulation(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    timing_s = np.array([r["seconds"] for r in rows if r["fate"] == "rejected"])
-    whole_s = np.array([r["seconds"] for r in rows if r["fate"] != "rejected"])
-    training_s, kept = np.maximum(whole_s - np.median(timing_s), 1.0), len(whole_s) / len(rows)
+    timing_s = np.array([r["measure_s"] for r in rows])
+    training_s = np.array([r["seconds"] - r["measure_s"] for r in rows if r["fate"] != "rejected"])
+    kept = len(training_s) / len(rows)
     print(
         f"\nsimulation, from {len(rows)} candidates: timing {timing_s.mean():.2f} s each, {kept:.0%} are trained, "
         f"{training_s.mean():.1f} s each; {HOURS:g} hours"
     )
-    alone, _ = simulate(1, 1, timing_s, training_s, kept)
+    alone = 3600 * kept / (timing_s.mean() + kept * training_s.mean())
     table: dict[str, Any] = {}
     print("workers   trainings an hour, and how busy 1, 2, 4, 8, 16, 32 timing nodes are; nodes needed for 95 %")
     for workers in (1, 2, 8, 16, 32, 64, 128, 256):
@@ -115,7 +116,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--stages", type=Path, default=Path(__file__).with_name("search_bench.json"))
     args = parser.parse_args()
-    record: dict[str, Any] = {"host": this_host().as_dict()}
+    output = Path(__file__).with_suffix(".json")
+    record: dict[str, Any] = json.loads(output.read_text()) if output.is_file() else {}
     if args.data:
         seconds: dict[str, list[tuple[float, float]]] = {arm: [] for arm in ARMS}
         for round_ in range(args.rounds):
@@ -132,11 +134,11 @@ def main() -> None:
                 f"{arm:14} {np.median(work):.2f} times one process ({work.min():.2f} to {work.max():.2f}); "
                 f"the whole command {np.median(whole):.2f} ({whole.min():.2f} to {whole.max():.2f})"
             )
-        record["seconds"] = seconds
+        record |= {"seconds": seconds, "host": this_host().as_dict()}
     if args.stages.is_file():
         seeds = json.loads(args.stages.read_text())["cpu"]["rows"].values()
-        record["simulation"] = simulation([r for arms in seeds for r in arms.get("ours", [])])
-    write_json(Path(__file__).with_suffix(".json"), record)
+        record["simulation"] = simulation([r for arms in seeds for r in arms.get("ours", []) if r.get("measure_s")])
+    write_json(output, record)
 
 
 if __name__ == "__main__":

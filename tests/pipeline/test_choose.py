@@ -1,10 +1,14 @@
 """The rule of choice, on the lineage's own rows and at its edges; and the lineage's score."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from pipeline import select
 from pipeline.choose import Row, Rule, choose, pareto
 from pipeline.config import Score
 from pipeline.errors import NoCandidate, PipelineError
+from pipeline.finalists import Again
 from pipeline.score import score
 
 ROUND2 = [  # the report's six rows: trial, F1, ms, parameters, px
@@ -30,6 +34,21 @@ def test_the_lineages_own_choice(size, trial):
 
 def row(trial, f1=0.5, ms=1.0, params=1000, size=168):
     return Row(trial, f1, ms, params, size)
+
+
+def test_where_a_finalist_drops_out_the_others_are_timed_again_beside_its_successor(monkeypatch):
+    """What the clock says is scripted: the first is over the limit when it is timed again."""
+    asked = []
+
+    def look_again(run, trials):
+        asked.append(trials)
+        return {t: Again((1.5 if t == 0 else 1.0,), (0.9,)) for t in trials}
+
+    monkeypatch.setattr(select, "look_again", look_again)
+    run = SimpleNamespace(config=SimpleNamespace(select=SimpleNamespace(trial=None, finalists=2)))
+    again = select._finalists(run, rule(), {n: n for n in range(4)}, [row(n) for n in range(4)], row(0))
+    assert asked == [[0, 1], [1, 2]]
+    assert set(again) == {0, 1, 2}
 
 
 def test_each_step_says_why():

@@ -64,7 +64,7 @@ def test_the_proxy_is_checked_once(round1, cli):
     assert len(proxy["pairs"]) == 5
     rank = proxy["rank"]
     assert rank["spearman"] is None or -1 <= rank["low"] <= rank["spearman"] <= rank["high"] <= 1
-    assert [len(r["f1_by_seed"]) for r in proxy["repeats"]] == [3, 3, 3]
+    assert [len(r["f1_by_seed"]) for r in proxy["repeats"]] == [4, 4, 4]
     assert proxy["repeat_sd"] >= 0
     before = {p: p.stat().st_mtime_ns for p in (folder / "study/trained/again").iterdir()}
     again, _ = done(cli, "search", "--run-dir", folder, "--check-proxy", "5")

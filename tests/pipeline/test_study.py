@@ -14,7 +14,17 @@ from optuna.trial import TrialState
 from pipeline import study as studies
 from pipeline.config import load_config, without_password
 from pipeline.errors import EnvironmentProblem, PipelineError
-from pipeline.study import alive, database_url, load_study, open_study, own_trials, take_up, take_up_lost
+from pipeline.study import (
+    alive,
+    database_url,
+    load_study,
+    mark_interrupted,
+    open_study,
+    own_trials,
+    same_references,
+    take_up,
+    take_up_lost,
+)
 from pipeline.tally import Tally, used_up
 from tests.conftest import ROOT
 
@@ -91,6 +101,20 @@ def test_what_it_had_found_out_is_found_out_anew(tmp_path):
     take_up(study, "me", alone=True)
     assert "training" not in study.trials[1].user_attrs
     assert study.trials[1].constraints == {}
+
+
+def test_all_reckon_with_the_control_of_the_first(tmp_path):
+    assert same_references(opened(tmp_path), lambda: {"openvino": 0.2}) == {"openvino": 0.2}
+    assert same_references(opened(tmp_path), lambda: {"openvino": 0.3}) == {"openvino": 0.2}
+
+
+def test_a_crew_that_the_user_interrupts_gives_up_nothing(tmp_path):
+    study = opened(tmp_path)
+    for _ in range(6):
+        study.ask().set_user_attr("worker", "me/1")
+        mark_interrupted(study, "me")
+        take_up(study, "me", alone=False)
+        assert study.trials[-1].state == TrialState.WAITING
 
 
 def test_however_often_the_user_interrupts_a_trial_it_is_tried_again(tmp_path):
