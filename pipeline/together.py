@@ -225,14 +225,11 @@ def _share(ray: ModuleType, count: int, device: str) -> dict[str, float]:
     """What of the cluster each worker has: whole CPUs where all can be placed with them, and a part of a GPU where all
     can be placed with that too."""
     nodes, able = [n["Resources"] for n in _alive(ray)], ray.cluster_resources()
-    cpus = able.get("CPU", 1)
-    gpus = min(1.0, able.get("GPU", 0) / count) if device != "cpu" else 0.0
+    cpus, gpus = able.get("CPU", 1), able.get("GPU", 0) if device != "cpu" else 0
     shares = range(int(cpus // count), 0, -1) or [1 / math.ceil(count / cpus)]
-    for part in (gpus, 0.0):
-        for share in shares:
-            if placed(nodes, share, part) >= count:
-                return {"num_cpus": float(share)} | ({"num_gpus": part} if part else {})
-    return {"num_cpus": float(shares[-1])}
+    share = next((s for s in shares if placed(nodes, s, 0) >= count), shares[-1])
+    part = 1 / math.ceil(count / gpus) if gpus else 0
+    return {"num_cpus": float(share)} | ({"num_gpus": part} if part and placed(nodes, share, part) >= count else {})
 
 
 def placed(nodes: Sequence[dict[str, float]], cpus: float, gpus: float) -> int:

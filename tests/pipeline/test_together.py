@@ -55,7 +55,7 @@ def test_two_workers_on_this_machine(cli, tiny, tmp_path):
         ([{"CPU": 8}, {"CPU": 2}], 3, {"num_cpus": 2}),
         ([{"CPU": 1}, {"CPU": 1}], 3, {"num_cpus": 0.5}),
         ([{"CPU": 4, "GPU": 1}], 2, {"num_cpus": 2, "num_gpus": 0.5}),
-        ([{"CPU": 8, "GPU": 2}], 3, {"num_cpus": 2, "num_gpus": 2 / 3}),
+        ([{"CPU": 8, "GPU": 2}], 3, {"num_cpus": 2, "num_gpus": 0.5}),
         ([{"CPU": 16, "GPU": 1}, *[{"CPU": 16}] * 8], 9, {"num_cpus": 16}),
     ],
 )
