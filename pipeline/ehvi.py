@@ -96,6 +96,9 @@ class ExpectedFront(BaseSampler):
     def __init__(self, pool: Sequence[Draw], limit_ms: float, seed: int) -> None:
         self._pool, self._limit_ms = pool, limit_ms
         self._code = Code({n: d for draw in pool for n, d in draw.distributions.items()})
+        self._by_space: dict[str | None, list[Draw]] = {}
+        for draw in pool:
+            self._by_space.setdefault(draw.params.get(SPACE), []).append(draw)
         self._rng, self._random = np.random.default_rng(seed), RandomSampler(seed=seed)
         self._chosen: Draw | None = None
 
@@ -149,7 +152,7 @@ class ExpectedFront(BaseSampler):
 
     def _children(self, parents: Sequence[Draw]) -> Iterator[Draw]:
         for parent in parents:
-            kin = [d for d in self._pool if d.params.get(SPACE) == parent.params.get(SPACE)]
+            kin = self._by_space.get(parent.params.get(SPACE), ())
             for _ in range(_CHILDREN if kin else 0):
                 yield _mixed(parent, kin[int(self._rng.integers(len(kin)))], self._rng)
 

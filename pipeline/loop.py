@@ -32,8 +32,9 @@ def run_search(search: Search, timer: Timer) -> dict[str, Any]:
 
 def conclude(search: Search, study: optuna.Study, reason: str) -> dict[str, Any]:
     """Say why it is over, and keep what others of a shared study trained, for a search under other limits."""
-    search.say(f"search ends: {reason}{nothing_fits(own_trials(study), search)}")
-    for t in own_trials(study):
+    trials = own_trials(study)
+    search.say(f"search ends: {reason}{nothing_fits(trials, search)}")
+    for t in trials:
         if fate(t) == TRAINED:
             search.trainer.keep(t.user_attrs["training"], t.params, t.user_attrs["f1_by_epoch"])
     return summary(study, search.config)

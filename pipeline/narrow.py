@@ -122,12 +122,6 @@ class _Evidence:
     def changes_little(self, name: str) -> bool:
         return all(s.get(name, 0) < 0.5 / len(s) for _, s in self._deciding())
 
-    def luck(self, name: str, value: Any, best: int) -> float:
-        """Chance that so many of the best have another value, if it made no difference, among those that have the
-        parameter at all."""
-        able = [t for t in self.learnt if name in t.params]
-        return float(hypergeom.pmf(0, len(able), sum(t.params[name] == value for t in able), best))
-
     def _deciding(self) -> list[tuple[str, dict[str, float]]]:
         return [(o, s) for o, s in self.shares.items() if o in _DECIDE and s]
 
@@ -163,16 +157,21 @@ class _Evidence:
             if asked[value] >= _OFTEN and slow[value] >= _SLOW * asked[value]:
                 kept.remove(value)
                 reasons.append(f"{slow[value]} of {asked[value]} with {value} were over a limit")
-            elif self.matters(name) and (luck := self.luck(name, value, len(having))) < _CHANCE:
+            elif self.matters(name) and (luck := _luck(tried, value, len(having))) < _CHANCE:
                 kept.remove(value)
                 reasons.append(
-                    f"none of the best {len(having)} has {value}, {tried[value]} of {sum(tried.values())} trained have "
+                    f"none of the best {len(having)} has {value}, {tried[value]} of {tried.total()} trained have "
                     f"(by chance: {luck:.1%})"
                 )
         if len(kept) > 1 and self.changes_little(name) and name != SPACE:
             kept = [good.most_common(1)[0][0]]
             reasons.append(f"changes little ({self.told(name)}): what most of the best have")
         return Change(name, kept, "; ".join(reasons)) if reasons else None
+
+
+def _luck(tried: Counter[Any], value: Any, best: int) -> float:
+    """Chance that so many of the trained that have the parameter all have another value, if it made no difference."""
+    return float(hypergeom.pmf(0, tried.total(), tried[value], best))
 
 
 def _widened(distribution: BaseDistribution, values: list[Any]) -> tuple[Any, Any]:

@@ -70,6 +70,16 @@ class Tally:
             minutes=_minutes(trials),
         )
 
+    @property
+    def judged(self) -> int:
+        """Trainings that the budget counts."""
+        return self.trained + self.stopped - self.free
+
+    @property
+    def drawn(self) -> int:
+        """Candidates that the budget counts."""
+        return self.asked - self.free
+
     def told(self, config: BuildConfig) -> str:
         search = config.search
         left = max(0.0, search.max_minutes - self.minutes)
@@ -103,10 +113,10 @@ def _minutes(trials: list[FrozenTrial]) -> float:
 def used_up(tally: Tally, config: BuildConfig) -> str | None:
     """Why the search is over, or None."""
     search = config.search
-    if tally.trained + tally.stopped - tally.free >= search.trials:
+    if tally.judged >= search.trials:
         free = f", {tally.free} of them under other limits" if tally.free else ""
         return f"{tally.trained} candidates trained, {tally.stopped} stopped early{free} (search.trials)"
-    if tally.asked - tally.free - tally.at_work >= search.max_asked:
+    if tally.drawn - tally.at_work >= search.max_asked:
         return f"{tally.asked} candidates asked for (search.max_asked)"
     if tally.minutes >= search.max_minutes:
         return f"{tally.minutes:.1f} minutes spent (search.max_minutes)"
@@ -117,8 +127,8 @@ def all_at_work(tally: Tally, config: BuildConfig) -> bool:
     """Whether those under way may be the last: a further worker waits for what becomes of them. (Two that look at the
     same moment may still begin one too many.)"""
     search = config.search
-    enough = tally.trained + tally.stopped - tally.free + tally.at_work >= search.trials
-    return tally.at_work > 0 and (enough or tally.asked - tally.free >= search.max_asked)
+    enough = tally.judged + tally.at_work >= search.trials
+    return tally.at_work > 0 and (enough or tally.drawn >= search.max_asked)
 
 
 def rows_of(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:

@@ -50,7 +50,7 @@ POOLS = 4
 
 @dataclass(frozen=True)
 class World:
-    """What takes the place of photos and clock. r2: of the trees in cross-validation by tenths; noise: of one F1."""
+    """What takes the place of photos and clock. noise: of one F1; told: what it was fitted to, and how well."""
 
     space: JoinedSpace
     limit_ms: float

@@ -212,30 +212,28 @@ def test_what_the_study_knows_is_neither_timed_nor_trained_again(tiny, tmp_path,
     assert second["f1_by_epoch"] == first["f1_by_epoch"]
 
 
-def test_a_target_out_of_reach_ends_a_sweep_before_it_is_planned(tiny, tmp_path, monkeypatch):
-    def lost(*args, **more):
-        raise LatencyError("the board is gone")
+def out_of_reach(*args, **more):
+    raise LatencyError("the board is gone")
 
+
+def test_a_target_out_of_reach_ends_a_sweep_before_it_is_planned(tiny, tmp_path, monkeypatch):
     settings = ["search.space=pretrained", "search.sampler=sweep", "student.weights=none", "search.input_sizes=[32]"]
     settings += ["student.network=mobilenetv3_small_050", "student.until=[blocks.1]", "search.trials=9"]
     with open_run(tmp_path / "run", load_config(tiny, settings), print) as run:
         with monkeypatch.context() as gone:
-            gone.setattr(measured.CandidateTimer, "time", lost)
+            gone.setattr(measured.CandidateTimer, "time", out_of_reach)
             with pytest.raises(EnvironmentProblem, match=r"the last 5 candidates could not be timed \(the board is"):
                 run_one("search", run)
         assert run_one("search", run).summary["trained"] == 4
 
 
 def test_what_is_planned_is_tried_again_when_the_target_is_back(tiny, tmp_path, monkeypatch):
-    def lost(*args, **more):
-        raise LatencyError("the board is gone")
-
     monkeypatch.setattr(trial, "LOST", 2)
     rates = [0.002, 0.003]
     start = [{"learning_rate": r, "batch": 16} for r in rates]
     with open_run(tmp_path / "run", load_config(tiny, [f"search.start={start}", "search.trials=2"]), print) as run:
         with monkeypatch.context() as gone:
-            gone.setattr(measured.CandidateTimer, "time", lost)
+            gone.setattr(measured.CandidateTimer, "time", out_of_reach)
             with pytest.raises(EnvironmentProblem, match="the last 2 candidates could not be timed"):
                 run_one("search", run)
         run_one("search", run)

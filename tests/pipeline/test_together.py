@@ -13,13 +13,12 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
+from pipeline.cluster import TARGET, placed, share_of
 from pipeline.study import database_url, own_trials
 from pipeline.tally import TRAINED, fate
-from pipeline.together import _share, placed
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
-TARGET = "edgebuild_target"
 
 
 def search(cli, tiny, folder, *more, settings=(), cwd=None):
@@ -64,7 +63,7 @@ def test_all_workers_can_be_placed(nodes, count, share):
     ray = SimpleNamespace(
         nodes=lambda: [{"Alive": True, "Resources": n} for n in nodes], cluster_resources=lambda: totals
     )
-    found = _share(ray, count, "auto")
+    found = share_of(ray, count, "auto")
     assert found == share
     assert placed(nodes, found["num_cpus"], found.get("num_gpus", 0)) >= count
 
