@@ -1,6 +1,10 @@
 """ModelSpec -> torch module, and its profile: shapes, parameters and MACs from torch itself on the meta device."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -77,36 +81,58 @@ def build(spec: ModelSpec, seed: int | None = None) -> Student:
 
 def profile(spec: ModelSpec) -> Profile:
     """Shapes, parameters and MACs at the spec's input size, without computing anything. Raises SpecError."""
-    with torch.device("meta"):
-        model = _assemble(spec).eval()
-        x = torch.empty(1, spec.input_channel, spec.input_size, spec.input_size)
+    shape: tuple[int, ...] = (spec.input_channel, spec.input_size, spec.input_size)
     rows = []
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        for unit, module in zip(spec.units, model, strict=True):
-            before, counted = tuple(x.shape[1:]), counter.get_total_flops()
-            try:
-                x = module(x)
-            except RuntimeError as error:
-                raise SpecError(
-                    f"{spec.source}: layer {unit.layer} ({unit.module}): does not fit an input of shape {before}: "
-                    f"{str(error).splitlines()[0]}; use a larger INPUT_SIZE or fewer strides"
-                ) from error
-            params = sum(p.numel() for p in module.parameters())
-            macs = (counter.get_total_flops() - counted) // 2
-            rows.append(UnitProfile(unit, tuple(x.shape[1:]), params, macs))
-    if x.flatten(1).shape[1] != spec.classes:
+    for unit in spec.units:
+        with _located(spec, unit):
+            shape, params, macs = _unit(
+                unit.module, unit.in_channels, unit.out_channels, tuple(unit.args.items()), shape
+            )
+        rows.append(UnitProfile(unit, shape, params, macs))
+    if math.prod(shape) != spec.classes:
         raise SpecError(
             f"{spec.source}: layer {len(spec.backbone) - 1} ({spec.backbone[-1].module}): the last output is of shape "
-            f"{tuple(x.shape[1:])}, expected {spec.classes} logits; put GlobalAvgPool before the classifier"
+            f"{shape}, expected {spec.classes} logits; put GlobalAvgPool before the classifier"
         )
     return Profile(tuple(rows), spec.input_size, spec.hash)
+
+
+@lru_cache(maxsize=10_000)
+def _unit(
+    module: str,
+    in_channels: int | None,
+    out_channels: int | None,
+    args: tuple[tuple[str, Any], ...],
+    taken: tuple[int, ...],
+) -> tuple[tuple[int, ...], int, int]:
+    """(shape that leaves it, parameters, MACs) for an input of the shape taken. Kept, for the candidates of a search
+    are made of the same units over and over, and torch takes a few ms to reckon one."""
+    with torch.device("meta"):
+        unit = BUILDERS[module](in_channels, out_channels, dict(args)).eval()
+        x = torch.empty(1, *taken)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        try:
+            x = unit(x)
+        except RuntimeError as error:
+            raise SpecError(
+                f"does not fit an input of shape {taken}: {str(error).splitlines()[0]}; use a larger INPUT_SIZE or "
+                "fewer strides"
+            ) from error
+    return tuple(x.shape[1:]), sum(p.numel() for p in unit.parameters()), counter.get_total_flops() // 2
+
+
+@contextmanager
+def _located(spec: ModelSpec, unit: Unit) -> Iterator[None]:
+    """What cannot be built says where."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        raise SpecError(f"{spec.source}: layer {unit.layer} ({unit.module}): {error}") from error
 
 
 def _assemble(spec: ModelSpec) -> Student:
     modules = []
     for unit in spec.units:
-        try:
+        with _located(spec, unit):
             modules.append(BUILDERS[unit.module](unit.in_channels, unit.out_channels, unit.args))
-        except (ValueError, RuntimeError) as error:
-            raise SpecError(f"{spec.source}: layer {unit.layer} ({unit.module}): {error}") from error
     return Student(*modules)

@@ -10,10 +10,11 @@ and with f and log l normal and independent, its expectation is the integral of 
 the expected improvement of Jones, Schonlau and Welch 1998. The whole is the expected hypervolume improvement of
 Emmerich, Giannakoglou and Naujoks 2006. Every third trial goes by EI at the limit alone, for the best F1 under the
 limit is what is chosen in the end. Other limits count by the probability that they are kept. Until some were trained,
-candidates are drawn at random, the more often the likelier they keep the limits.
+candidates are drawn at random, the more often the likelier they keep the limits; of several spaces in each, for where
+nothing was trained F1 has no model, and a space whose first draws were over the limit would never be seen again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -31,6 +32,8 @@ from pipeline.gaussian import LEAST, Code, Model
 
 STARTUP = 10
 """Trials measured before latency is modelled, and trained before F1 is."""
+_EACH, _GIVEN_UP = 5, 15
+"""Of each of several spaces so many are trained first, unless so many were rejected before."""
 _POOL, _RANDOM = 2000, 600
 """Draws of the space, and how many of them are candidates of a trial."""
 _GENERATIONS, _PARENTS, _CHILDREN, _CHANGED = 3, 10, 50, 2
@@ -122,9 +125,11 @@ class ExpectedFront(BaseSampler):
         if len(measured) < STARTUP:
             return None
         tried = {frozenset(t.params.items()) for t in trials}
-        some = self._rng.permutation(len(self._pool))[:_RANDOM]
-        candidates = [d for i in some if (d := self._pool[i]).key not in tried]
-        forecast = _Forecast(measured, self._code, self._limit_ms, self._rng)
+        unknown = self._unknown(measured, tried)
+        pool = self._pool if unknown is None else self._by_space[unknown]
+        some = self._rng.permutation(len(pool))[:_RANDOM]
+        candidates = [d for i in some if (d := pool[i]).key not in tried]
+        forecast = _Forecast(measured, self._code, self._limit_ms, self._rng, explores=unknown is not None)
         if forecast.learnt:
             at_work = [t for t in trials if t.state == TrialState.RUNNING and t.number != number]
             forecast.learn_f1([t for t in at_work if t.params])
@@ -137,7 +142,8 @@ class ExpectedFront(BaseSampler):
 
         values = worth(candidates) if candidates else np.zeros(0)
         if forecast.learnt or values.sum() < 1:  # else the space itself has enough that keeps the limits
-            parents = _parents(measured, self._limit_ms)
+            kin = [t for t in measured if unknown in (None, t.params.get(SPACE))]
+            parents = _parents(kin, self._limit_ms)
             for _ in range(_GENERATIONS):
                 if not (children := [c for c in self._children(parents) if c.key not in tried]):
                     break
@@ -149,6 +155,16 @@ class ExpectedFront(BaseSampler):
             chances = values + LEAST
             return candidates[int(self._rng.choice(len(candidates), p=chances / chances.sum()))]
         return candidates[int(np.argmax(values))]
+
+    def _unknown(self, measured: Sequence[FrozenTrial], tried: Set[frozenset[tuple[str, Any]]]) -> str | None:
+        """Of several spaces one of which too little is known to compare it with the others, while it has more."""
+        for space in self._by_space if len(self._by_space) > 1 else ():
+            own = [t for t in measured if t.params.get(SPACE) == space]
+            trained = sum("f1_by_epoch" in t.user_attrs for t in own)
+            few = trained < _EACH and len(own) - trained < _GIVEN_UP
+            if few and any(d.key not in tried for d in self._by_space[space]):
+                return space
+        return None
 
     def _children(self, parents: Sequence[Draw]) -> Iterator[Draw]:
         for parent in parents:
@@ -183,12 +199,19 @@ def _module(name: str, params: dict[str, Any]) -> list[str]:
 class _Forecast:
     """What is known of the study, and what is to be expected of points of its space."""
 
-    def __init__(self, measured: Sequence[FrozenTrial], code: Code, limit_ms: float, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        measured: Sequence[FrozenTrial],
+        code: Code,
+        limit_ms: float,
+        rng: np.random.Generator,
+        explores: bool = False,
+    ) -> None:
         self._code, self._limit_ms, self._rng = code, limit_ms, rng
         self._measured = measured
         trained = [t for t in measured if "f1_by_epoch" in t.user_attrs]
         self._trained = list({t.user_attrs["training"]: t for t in trained}.values())  # drawn twice is trained once
-        self.learnt = len(self._trained) >= STARTUP
+        self.learnt = len(self._trained) >= STARTUP and not explores
         # Once F1 is learnt, latency counts by how much the front gains.
         limits = [n for n in measured[-1].user_attrs["over_limit"] if n != "latency" or not self.learnt]
         self._shares = [

@@ -68,10 +68,11 @@ def check_space(space: JoinedSpace, config: BuildConfig) -> None:
                     f"search.start: {name}: {value!r} is none of what the space has: {space.choices[name]}"
                 )
     for part in space.parts:
+        named = set(config.student.until or ())
         refusals = {(name, until): _refusal(name, until) for name in part.networks for until in part.cuts}
         for name in part.networks:  # each shall have one of the cuts
             _one_fits([refusals[name, until] for until in part.cuts])
-        for until in (config.student.until or ()) if part.networks else ():  # and each that is named shall be one's
+        for until in (c for c in part.cuts if c in named):  # and each named that search.values left shall be one's
             _one_fits([refusals[name, until] for name in part.networks])
 
 

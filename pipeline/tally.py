@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.config import BuildConfig
 from pipeline.front import hypervolume
+from pipeline.limits import told_over
 from pipeline.study import FREE, own_trials
 
 DETAILS = "details"
@@ -164,10 +165,9 @@ def nearest_miss(rows: list[dict[str, Any]], limit_ms: float) -> str:
     if not rows:
         return "no candidate could be measured"
     near = min(rows, key=lambda r: max(r["over_limit"].values()))
-    others = {k: v for k, v in near["over_limit"].items() if v > 0 and k != "latency"}
-    more = "".join(f"; {name} {share:.0%} over its limit" for name, share in others.items())
+    others = told_over({k: v for k, v in near["over_limit"].items() if k != "latency"})
     return (
         f"the nearest of {len(rows)} measured candidates takes {near['latency_ms']:.3f} ms ({near['form']}, trial "
         f"{near['trial']}, {near['params']} parameters, {near['macs'] / 1e6:.0f} MMAC, {near['input_size']} px) "
-        f"against a limit of {limit_ms:g} ms{more}"
+        f"against a limit of {limit_ms:g} ms{others and f'; {others}'}"
     )

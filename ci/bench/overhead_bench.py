@@ -54,6 +54,7 @@ class DrawnTrainer(Trainer):
 
 class BenchSearch(Search):
     drawing_s = 0.0
+    fill = 0
 
     @property
     def trainer(self) -> Trainer:  # type: ignore[override]
@@ -61,7 +62,9 @@ class BenchSearch(Search):
         return DrawnTrainer(**base.__dict__)
 
     def sampler(self, asked: int) -> optuna.samplers.BaseSampler:
-        """Its drawing clocked."""
+        """Its drawing clocked; what only fills the study is drawn at random."""
+        if asked < self.fill:
+            return optuna.samplers.RandomSampler(seed=asked)
         drawing = super().sampler(asked)
         for name in ("infer_relative_search_space", "sample_relative"):
             setattr(drawing, name, self._clocked(getattr(drawing, name)))
@@ -107,6 +110,7 @@ def main() -> None:
     parser.add_argument("--storage")
     args = parser.parse_args()
     with ExitStack() as stack:
+        BenchSearch.fill = args.trials
         urls: dict[str, str | None] = {"SQLite": None}
         try:
             urls["PostgreSQL"] = args.storage or stack.enter_context(server(durable=True))

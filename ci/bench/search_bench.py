@@ -41,7 +41,7 @@ from models.language import SpecError
 from models.pretrained import Normalisation
 from pipeline.checkpoint import student_card
 from pipeline.config import Stop, check_config
-from pipeline.files import write_json
+from pipeline.files import write_text
 from pipeline.find import DATA, load_arrays, open_search
 from pipeline.front import hypervolume
 from pipeline.limits import best_form
@@ -54,6 +54,8 @@ from pipeline.tally import DETAILS, fate
 
 ARMS = ("lineage", "filter", "ours")
 AGAIN = 3
+DEPTH = 5
+"""Of a trial in the JSON: space, rows, seed, arm, number. What lies as deep is laid out on one line."""
 
 
 @dataclass(frozen=True)
@@ -308,11 +310,24 @@ def main() -> None:
                     print(f"{args.space}, seed {seed}, {name}", flush=True)
                     found, repeated[name] = arm(name, int(seed), args, Path(scratch), controls)
                     rows[name] = [rounded(r) for r in found]
-                    write_json(args.output, record)
+                    write_text(args.output, laid_out(record) + "\n")
     done = {s: {a: [Row(**r) for r in rows] for a, rows in space["rows"][s].items()} for s in args.seeds}
     space["summary"] = show(done, space["again"], args.limit_ms, args.minutes)
     space["stopping"] = show_stopping(done, args.epochs)
-    write_json(args.output, record)
+    write_text(args.output, laid_out(record) + "\n")
+
+
+def laid_out(value: Any, depth: int = DEPTH) -> str:
+    """As JSON."""
+    if not depth or not value or not isinstance(value, dict | list):
+        return json.dumps(value)
+    named = [f"{json.dumps(k)}: " for k in value] if isinstance(value, dict) else [""] * len(value)
+    parts = value.values() if isinstance(value, dict) else value
+    lines = ",\n".join(
+        " " * (DEPTH + 1 - depth) + name + laid_out(part, depth - 1) for name, part in zip(named, parts, strict=True)
+    )
+    end = "\n" + " " * (DEPTH - depth)
+    return f"{{\n{lines}{end}}}" if isinstance(value, dict) else f"[\n{lines}{end}]"
 
 
 def rounded(row: Row) -> dict[str, Any]:

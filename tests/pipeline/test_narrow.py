@@ -9,6 +9,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from models.joined import JoinedSpace
+from models.language import SpecError
 from models.space import SearchSpace
 from pipeline.config import check_config, load_config
 from pipeline.errors import PipelineError
@@ -126,6 +127,25 @@ def test_of_several_spaces_one_may_be_left(tmp_path):
     assert second.search.start
     assert all("space" not in p for p in second.search.start)
     search_space(second)
+
+
+def test_a_cut_that_round_2_leaves_out_is_no_mistake_of_student_until():
+    document = {
+        "data": {"root": "x"},
+        "latency": {"limit_ms": 2},
+        "student": {"network": "mobilenetv3_small_050", "until": ["blocks.1", "blocks.2"]},
+        "search": {"space": "pretrained", "values": {"stages/until": "blocks.1"}},
+    }
+    config = check_config(document, "test")
+    space = search_space(config)
+    assert space.parts[0].cuts == ["blocks.1"]
+    check_space(space, config)
+    wrong = check_config(document | {"student": document["student"] | {"until": ["blocks.1", "blocks.9"]}}, "test")
+    check_space(search_space(wrong), wrong)  # nor one that is not searched
+    document["search"] = {"space": "pretrained"}
+    wrong = check_config(document | {"student": wrong.student.model_dump()}, "test")
+    with pytest.raises(SpecError, match=re.escape("has no stage 'blocks.9'")):
+        check_space(search_space(wrong), wrong)
 
 
 def test_a_value_is_dropped_only_where_that_is_hardly_chance(found):

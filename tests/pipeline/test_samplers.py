@@ -172,7 +172,7 @@ def test_it_draws_in_spaces_whose_trials_have_different_parameters():
     quiet_optuna()
     space = JoinedSpace((SearchSpace.load("cpu"), SearchSpace.load("lineage")))
     study, pool = optuna.create_study(directions=["maximize", "minimize"]), draws(space, 0)
-    for i, draw in enumerate(pool[:30]):
+    for i, draw in enumerate(pool[:60]):
         latency_ms = 0.3 if draw.params["space"] == "cpu" else 0.7
         f1 = [0.3 + 0.01 * i] if latency_ms <= LIMIT_MS else None
         tell(study, draw.params, draw.distributions, latency_ms, f1)
@@ -184,6 +184,34 @@ def test_it_draws_in_spaces_whose_trials_have_different_parameters():
         spaces.append(trial.params["space"])
         study.tell(trial, state=TrialState.FAIL)
     assert spaces.count("cpu") >= 5
+
+
+def test_of_several_spaces_none_is_left_for_the_bad_luck_of_its_first_draws():
+    """All of cpu keeps the limit; of pretrained the small, of which none was drawn yet, and they are far better."""
+    quiet_optuna()
+    space = JoinedSpace((SearchSpace.load("cpu"), SearchSpace.load("pretrained")))
+    study, pool = optuna.create_study(directions=["maximize", "minimize"]), draws(space, 0)
+
+    def found(params):
+        if params["space"] == "cpu":
+            return 0.3, 0.4 + 0.1 * params["cpu/learning_rate"] / 0.01
+        return params["pretrained/input_size"] / 250, 0.8
+
+    cpu = [d for d in pool if d.params["space"] == "cpu"]
+    large = [d for d in pool if d.params.get("pretrained/input_size", 0) > 150]
+    for draw in [*cpu[:20], *large[:4]]:
+        latency_ms, f1 = found(draw.params)
+        tell(study, draw.params, draw.distributions, latency_ms, [f1] if latency_ms <= LIMIT_MS else None)
+    spaces = []
+    for i in range(20):
+        study.sampler = sampler("ehvi", lambda: pool, LIMIT_MS, False, i)
+        trial = study.ask()
+        space.suggest(trial, 6)
+        latency_ms, f1 = found(trial.params)
+        spaces.append((trial.params["space"], latency_ms <= LIMIT_MS))
+        study.tell(trial, state=TrialState.FAIL)
+        tell(study, trial.params, trial.distributions, latency_ms, [f1] if latency_ms <= LIMIT_MS else None)
+    assert spaces.count(("pretrained", True)) >= 5
 
 
 def test_what_it_breeds_is_a_draw_of_the_space():
