@@ -160,8 +160,9 @@ class ExpectedFront(BaseSampler):
         """Of several spaces one of which too little is known to compare it with the others, while it has more."""
         for space in self._by_space if len(self._by_space) > 1 else ():
             own = [t for t in measured if t.params.get(SPACE) == space]
-            trained = sum("f1_by_epoch" in t.user_attrs for t in own)
-            few = trained < _EACH and len(own) - trained < _GIVEN_UP
+            trained = [t for t in own if "f1_by_epoch" in t.user_attrs]
+            different = len({t.user_attrs["training"] for t in trained})
+            few = different < _EACH and len(own) - len(trained) < _GIVEN_UP
             if few and any(d.key not in tried for d in self._by_space[space]):
                 return space
         return None
