@@ -67,8 +67,8 @@ def check_space(space: JoinedSpace, config: BuildConfig) -> None:
                 raise PipelineError(
                     f"search.start: {name}: {value!r} is none of what the space has: {space.choices[name]}"
                 )
+    named = config.student.until or ()
     for part in space.parts:
-        named = set(config.student.until or ())
         refusals = {(name, until): _refusal(name, until) for name in part.networks for until in part.cuts}
         for name in part.networks:  # each shall have one of the cuts
             _one_fits([refusals[name, until] for until in part.cuts])

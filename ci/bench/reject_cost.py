@@ -7,7 +7,6 @@ ends their timing early, and in full, as a near miss is. Table on screen, JSON b
 
 import argparse
 import io
-import json
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from latency.host import this_host
 from models.build import build, profile
 from models.space import SearchSpace
 from pipeline.checkpoint import student_card
+from pipeline.files import write_json
 from pipeline.measured import CandidateTimer, Form, forms
 
 FAR_MS, NEAR_MS = 0.05, 50.0
@@ -80,7 +80,7 @@ def main() -> None:
     spread = f"{ratio.min():.1f} to {ratio.max():.1f}"
     print(f"the newer exporter alone takes {np.median(ratio):.1f} times a whole reject ({spread})")
     record = {"seconds": seconds, "ratio": ratio.tolist(), "host": host.as_dict()}
-    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    write_json(Path(__file__).with_suffix(".json"), record)
 
 
 if __name__ == "__main__":

@@ -106,8 +106,7 @@ def baseline(search: Search, filtered: bool, seed: int, minutes: float) -> list[
     study.sampler = optuna.samplers.TPESampler(seed=seed)
     began, rows = time.perf_counter(), []
     with time_limit(60 * minutes), candidate_timer(search.config, search.folder, LOCAL) as timer:
-        while True:
-            start = time.perf_counter()
+        while (start := time.perf_counter()) - began < 60 * minutes:
             trial = study.ask()
             try:
                 candidate = search.space.suggest(trial, len(search.index.classes))
@@ -345,13 +344,12 @@ def laid_out(value: Any, depth: int = DEPTH) -> str:
     """As JSON."""
     if not depth or not value or not isinstance(value, dict | list):
         return json.dumps(value)
-    named = [f"{json.dumps(k)}: " for k in value] if isinstance(value, dict) else [""] * len(value)
-    parts = value.values() if isinstance(value, dict) else value
-    lines = ",\n".join(
-        " " * (DEPTH + 1 - depth) + name + laid_out(part, depth - 1) for name, part in zip(named, parts, strict=True)
-    )
-    end = "\n" + " " * (DEPTH - depth)
-    return f"{{\n{lines}{end}}}" if isinstance(value, dict) else f"[\n{lines}{end}]"
+    if isinstance(value, dict):
+        lines, (begin, end) = [f"{json.dumps(k)}: {laid_out(v, depth - 1)}" for k, v in value.items()], "{}"
+    else:
+        lines, (begin, end) = [laid_out(v, depth - 1) for v in value], "[]"
+    margin = "\n" + " " * (DEPTH - depth)
+    return begin + ",".join(f"{margin} {line}" for line in lines) + margin + end
 
 
 def rounded(row: Row) -> dict[str, Any]:
