@@ -129,6 +129,14 @@ def scores(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return float(f1), float(accuracy_score(labels, guesses))
 
 
+def losses(logits: np.ndarray, labels: np.ndarray) -> list[float]:
+    """By image, in nats: minus the logarithm of the probability that the label is given."""
+    from scipy.special import log_softmax
+
+    found: list[float] = (-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]).tolist()
+    return found
+
+
 def f1_per_class(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
     from sklearn.metrics import f1_score
 

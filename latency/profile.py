@@ -15,6 +15,8 @@ from latency.runners.kernel import Kernel
 _LOW = 0.01
 """Kernels below this share of the total are not worth advice."""
 _CONVERSIONS = r"Quantize|Convert|Cast|Reorder|Transpose"
+_PRODUCTS = r"Conv(?!ert)|MatMul|Gemm|FullyConnected|InnerProduct"
+"""Where a quantized file computes in INT8; others that touch 8 bits may only read the image."""
 _ADVICE = (
     (
         r"QuantizeLinear|FakeQuantize|Convert|Cast",
@@ -26,7 +28,7 @@ _ADVICE = (
         "changes the layout between kernels that want different ones; gone where the neighbours run in one precision",
     ),
     (
-        r"Conv|MatMul|Gemm|FullyConnected|InnerProduct",
+        _PRODUCTS,
         "runs in float: the quantizer left it out (its input is no quantized activation, or it is ignored), or this "
         "CPU has no INT8 kernel for it; quantize its input too, or compare with the f32 file",
     ),
@@ -99,7 +101,7 @@ def summarize(subject: Subject, kernels: list[Kernel]) -> Profile:
         for key, found in groups.items()
     ]
     rows.sort(key=lambda r: -r.ms)
-    quantized = any(k.precision == "int8" and not re.search(_CONVERSIONS, k.operator, re.IGNORECASE) for k in kernels)
+    quantized = any(k.precision == "int8" and re.search(_PRODUCTS, k.operator, re.IGNORECASE) for k in kernels)
     return Profile(
         path=subject.path,
         runtime=subject.runtime,

@@ -20,7 +20,7 @@ from pipeline.candidates import Candidate, run_source, time_in_turn
 from pipeline.checkpoint import load_checkpoint, restore
 from pipeline.distill import student_arrays
 from pipeline.errors import PipelineError
-from pipeline.live import training_bar
+from pipeline.live import bar
 from pipeline.losses import distillation
 from pipeline.select import load_student
 from pipeline.stages import Run
@@ -119,7 +119,7 @@ def _learn_as_int8(run: Run, work: Path, path: Path) -> None:
         return distillation(logits, ask(view, indices), run.config.distill.temperature)
 
     network = with_quantizers(student, images, card)
-    with training_bar("verify: INT8") as on_step:
+    with bar("training as INT8", "images") as on_step:
         result = fit(
             network,
             arrays,

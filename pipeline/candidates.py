@@ -21,6 +21,7 @@ from latency.sampling import Plan
 from pipeline.checkpoint import load_checkpoint
 from pipeline.find import load_index
 from pipeline.images import decoded
+from pipeline.live import bar
 from pipeline.stages import Run
 
 _PROCESSES = 3
@@ -114,7 +115,8 @@ def check_batches(network: Deployable, card: ModelCard, images: np.ndarray) -> N
 def time_in_turn(run: Run, candidates: list[Candidate]) -> list[Candidate]:
     """All in turn, so that what the host does to one it does to the others."""
     subjects = [c.artifact.subject(run.config.latency.threads) for c in candidates]
-    timed = measure(subjects, _PROCESSES, _PLAN, run.machine)
+    with bar("timing in turn") as tick:
+        timed = measure(subjects, _PROCESSES, _PLAN, run.machine, tick=tick)
     return [replace(c, timed=m) for c, m in zip(candidates, timed, strict=True)]
 
 

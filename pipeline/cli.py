@@ -20,7 +20,7 @@ from pipeline.cli_latency import (
     subject,
 )
 from pipeline.cli_search import narrow_command, search_command, select_command
-from pipeline.cli_tools import data_app, doctor_command, model_app
+from pipeline.cli_tools import config_app, data_app, doctor_command, init_command, model_app
 from pipeline.edge import (
     ConfigOption,
     DeviceOption,
@@ -42,10 +42,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(model_app, name="model")
-app.add_typer(data_app, name="data")
-app.add_typer(latency_app, name="latency")
+app.command("init")(init_command)
 app.command("doctor")(doctor_command)
+app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
+app.add_typer(model_app, name="model")
+app.add_typer(latency_app, name="latency")
 
 
 @app.command("run")
@@ -57,7 +59,7 @@ def run_command(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> int:
-    """Every stage to a verdict: PASS (exit 0), FAIL (1) or INCONCLUSIVE (3). Goes on where it was stopped.
+    """Every stage to a verdict. PASS (exit 0), FAIL (1) or INCONCLUSIVE (3). Goes on where it was stopped.
 
     Example: edgebuild run -c build.yaml --set latency.limit_ms=1.4. Without -c: the demo.
     """
@@ -98,7 +100,7 @@ _stage_command(
 )
 _stage_command(
     "distill",
-    """Train the chosen student, from the teacher's answers and the labels.
+    """Train the student, from the teacher's answers and the labels.
 
     Example: edgebuild distill --run-dir runs/build
     """,
@@ -114,9 +116,10 @@ def train_command(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> int:
-    """Train the student without a teacher: distill with distill.weight=0.
+    """Train the student without a teacher.
 
-    The run folder keeps that: go on with `edgebuild run --run-dir FOLDER`, without -c, which would set it back.
+    It is distill with distill.weight=0. The run folder keeps that: go on with `edgebuild run --run-dir FOLDER`,
+    without -c, which would set it back.
 
     Example: edgebuild train -c build.yaml --set student.model=cpu_small --set distill.epochs=1000
     """
@@ -140,7 +143,7 @@ def export_command(
     show_list: Annotated[bool, typer.Option("--list", help="Print the formats and what each needs.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Write the student as files that a runtime reads; each is loaded and compared. Exit code 4 where one is not right.
+    """Write the student as files that a runtime reads. Each is loaded and compared; exit code 4 where one is not right.
 
     Examples: edgebuild export --format onnx --run-dir runs/build; edgebuild export --list;
     edgebuild export --format onnx,openvino-int8 --checkpoint student.safetensors --images photos/train -o out
@@ -181,7 +184,7 @@ _stage_command(
 )
 _stage_command(
     "verify",
-    """Compare every file with torch, time them in turn, and choose the one to ship.
+    """Compare every file with torch, time them, choose which ships.
 
     Example: edgebuild verify --run-dir runs/build
     """,
@@ -206,7 +209,7 @@ def gate_command(
     run_dir: RunDirOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Does the file keep its limit on this CPU? pass (exit 0), fail (1) or inconclusive (3).
+    """Judge whether a file keeps its limit here. pass (exit 0), fail (1) or inconclusive (3).
 
     Examples: edgebuild gate --run-dir runs/build; edgebuild gate model.onnx --limit-ms 1.4
     """
@@ -220,10 +223,10 @@ def gate_command(
     from dataclasses import asdict
 
     from latency.gate import claim, gate
-    from pipeline.show_latency import progress
+    from pipeline.live import bar
 
     timed = subject(file, runtime, precision, threads, batch, pin)
-    with progress("gating") as tick:
+    with bar("gating in fresh processes") as tick:
         verdict, measurement = gate(timed, limit_ms, processes, machine=machine(target), tick=tick)
     result = {
         "verdict": verdict.verdict,
@@ -246,6 +249,30 @@ _stage_command(
 )
 
 
+@app.command("report")
+@guarded
+def report_command(
+    config: ConfigOption = None,
+    run_dir: RunDirOption = None,
+    png: Annotated[bool, typer.Option("--png", help="A picture of each figure too; needs Chrome or Chromium.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Write report.html and report.md of a run. It may be finished, failed or still at work; the HTML needs no network.
+
+    Examples: edgebuild report --run-dir runs/build; edgebuild report -c build.yaml --png
+    """
+    from pipeline.edge import watched
+
+    with watched(config, run_dir) as run:
+        from pipeline.run import report, standing
+
+        result = standing(run)
+        path = report(run, result, png)
+    written = {"html": str(path), "markdown": str(path.with_suffix(".md")), "verdict": result["verdict"]}
+    emit(written, as_json, lambda: typer.echo(str(path)))
+    return 0
+
+
 @app.command("preflight")
 @guarded
 def preflight_command(
@@ -261,7 +288,7 @@ def preflight_command(
     run_dir: RunDirOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Rehearse a submission in a sandbox: empty environment, no network, limits. pass (0), fail (1), inconclusive (3).
+    """Rehearse a submission in a sandbox. Empty environment, no network, limits: pass (0), fail (1), inconclusive (3).
 
     Example: edgebuild preflight bundle.tar.gz --disk 500MB --memory 1GB --seconds 60 --images photos/test
     """

@@ -73,15 +73,17 @@ def measure_command(
     target: TargetOption = "local",
     as_json: JsonOption = False,
 ) -> int:
-    """Time files in fresh processes, in turn, with an untouched control. --runtime and --precision may be several,
-    separated by commas: each is a row of its own.
+    """Time files in fresh processes, in turn. An untouched control is timed along.
+
+    --runtime and --precision may be several, separated by commas: each is a row of its own.
 
     Examples: edgebuild latency measure a.onnx b.onnx --processes 9;
     edgebuild latency measure model.xml --precision f32,bf16;
     edgebuild latency measure runs/build/bundle/bundle --images photos --count 5217
     """
     from latency.measure import measure
-    from pipeline.show_latency import progress, show_measurements
+    from pipeline.live import bar
+    from pipeline.show_latency import show_measurements
 
     place = machine(target)
     subjects = [
@@ -99,7 +101,7 @@ def measure_command(
         if any(option is not None for option in (runtime, precision, threads, batch, pin)):
             raise PipelineError("--images: a bundle is timed as it will run; leave runtime, threads and the like out")
         all_in = _all_in(files[0], images, count, place)
-    with progress("measuring") as tick:
+    with bar("measuring in fresh processes") as tick:
         found = measure(subjects, processes, machine=place, tick=tick)
     result = {"measurements": [m.as_dict() for m in found], "host": found[0].host, "all_in": all_in}
     emit(result, as_json, lambda: show_measurements(found, all_in))
@@ -144,16 +146,17 @@ def compare_command(
     target: TargetOption = "local",
     as_json: JsonOption = False,
 ) -> int:
-    """Is B faster or slower than A? Both are timed in turn in the same fresh processes.
+    """Say whether B is faster or slower than A. Both are timed in turn in the same fresh processes.
 
     Example: edgebuild latency compare old.onnx new.onnx. Exit code 0: faster, slower or same; 3: inconclusive.
     """
     from latency.compare import compare
-    from pipeline.show_latency import progress, show_comparison
+    from pipeline.live import bar
+    from pipeline.show_latency import show_comparison
 
     first, second = (subject(f, runtime, precision, threads, batch, pin) for f in (a, b))
     place = machine(target)
-    with progress("comparing") as tick:
+    with bar("comparing in fresh processes") as tick:
         found, measured = compare(first, second, processes, band, place, tick)
     host = place.host().as_dict()
     result = {**asdict(found), "measurements": [m.as_dict() for m in measured], "host": host}
@@ -182,14 +185,15 @@ def check_command(
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Has a file become slower? pass (exit 0), fail (1), or inconclusive (3).
+    """Say whether a file has become slower, for CI. pass (exit 0), fail (1), or inconclusive (3).
 
     Examples: edgebuild latency check new.onnx --base old.onnx;
     edgebuild latency check out/model.onnx --build 'make model' --base-rev main;
     edgebuild latency check model.onnx --baseline measured.json
     """
+    from pipeline.live import bar
     from pipeline.regression import Arm, as_junit, as_markdown, built, check_arms, read_baseline, worst
-    from pipeline.show_latency import progress, show_check
+    from pipeline.show_latency import show_check
 
     for report in (markdown, junit):
         if report and not report.parent.is_dir():
@@ -213,7 +217,7 @@ def check_command(
         if len(bases) != len(heads):
             raise PipelineError(f"{len(heads)} head files and {len(bases)} base files: give one --base for each")
         arms = [Arm(str(name), head, b) for name, head, b in zip(files, heads, bases, strict=True)]
-        with progress("checking") as tick:
+        with bar("checking in fresh processes") as tick:
             rows = check_arms(arms, allow, processes, place, tick)
         result = {"verdict": worst(rows), "files": rows, "host": place.host().as_dict()}
         emit(result, as_json, lambda: show_check(result))
@@ -242,11 +246,12 @@ def profile_command(
     target: TargetOption = "local",
     as_json: JsonOption = False,
 ) -> int:
-    """Why is it slow? Time by kernel, from the runtime's own profiler.
+    """Show time by kernel, to see why it is slow. From the runtime's own profiler.
 
     Examples: edgebuild latency profile model.onnx; edgebuild latency profile --blocks --channels 64 --size 28
     """
-    from pipeline.show_latency import progress, show_blocks, show_profile
+    from pipeline.live import bar
+    from pipeline.show_latency import show_blocks, show_profile
 
     if (file is None) != blocks:
         raise PipelineError("give a FILE, or --blocks")
@@ -254,7 +259,7 @@ def profile_command(
     if file is None:
         from pipeline.block_costs import block_costs
 
-        with progress("timing blocks") as tick:
+        with bar("timing blocks") as tick:
             costs = block_costs(channels, size, threads or 1, place, tick)
         emit(costs, as_json, lambda: show_blocks(costs))
         return 0
@@ -277,17 +282,18 @@ def selftest_command(
     target: TargetOption = "local",
     as_json: JsonOption = False,
 ) -> int:
-    """What can be seen on this host, now? Rounds of a file against itself, and with an injected slowdown.
+    """Find what can be seen on this host now. Rounds of a file against itself, and with an injected slowdown.
 
     Example: edgebuild latency selftest
     """
     from latency.machine import CONTROL
     from latency.selftest import remember, selftest
-    from pipeline.show_latency import progress, show_selftest
+    from pipeline.live import bar
+    from pipeline.show_latency import show_selftest
 
     timed = subject(file or CONTROL, runtime, precision, threads, None, None)
     place = machine(target)
-    with progress("testing") as tick:
+    with bar("testing in fresh processes") as tick:
         found = selftest(timed, rounds, place, tick=tick)
     if file is None:
         found = replace(found, path=CONTROL.name)
@@ -304,7 +310,7 @@ def calibrate_command(
     limit_s: Annotated[float, typer.Option(help="Seconds that the submission may take there.")],
     as_json: JsonOption = False,
 ) -> int:
-    """Which local limit keeps a limit elsewhere?
+    """Find the local limit that keeps a limit elsewhere.
 
     Example: edgebuild latency calibrate --pair 1.3223,54.565 --limit-s 60
     """

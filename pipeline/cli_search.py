@@ -36,7 +36,7 @@ def search_command(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> int:
-    """Look for architectures and hyper-parameters; every candidate is timed before it is trained.
+    """Look for a student. Every candidate is exported and timed before it is trained.
 
     --check-proxy: does the short training rank candidates as a full one does? Prints the correlation of the ranks.
 
@@ -71,7 +71,7 @@ def narrow_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """What each objective hangs on, and a config for a second round where the good candidates are.
+    """Say what matters in a search, and write a second round. It searches where the good candidates are.
 
     Example: edgebuild narrow --run-dir runs/build -o round2.yaml; edgebuild search -c round2.yaml
     """
@@ -99,7 +99,7 @@ def select_command(
     trial: Annotated[int | None, typer.Option(help="Overrule the rule: this trial.")] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Print the trained candidates and choose one by the rule; writes student.yaml.
+    """Choose one of the trained candidates by the rule. Prints them all, and writes student.yaml.
 
     --trial stays the run's choice until `--set select.trial=null` gives it back to the rule.
 

@@ -25,10 +25,14 @@ Size = Annotated[int, Field(ge=16, le=2048)]
 
 class Section(BaseModel):
     # Defaults are validated too: 60 and 60.0 would be one value and two hashes.
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), validate_default=True, use_attribute_docstrings=True
+    )
 
 
 class Data(Section):
+    """The labelled images."""
+
     root: str
     """An ImageFolder tree (train/, optionally val/ and test/; or one tree of classes), or `demo` for the drawn set."""
     fit: Literal["squash", "pad", "crop"] = "squash"
@@ -39,12 +43,16 @@ class Data(Section):
 
 
 class Latency(Section):
+    """The limit, and how the shipped file will run."""
+
     limit_ms: Positive
     """p90 of one inference in a typical fresh process."""
     runtimes: Annotated[tuple[Runtime, ...], Field(min_length=1)] = ("onnxruntime", "openvino")
+    """What a file may be run by; both race."""
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = ("f32", "bf16", "int8")
     """bf16 is left out where the CPU or the runtime lacks it."""
     threads: Count = 1
+    """Of one inference, here and in the bundle."""
     processes: Count = 9
     """Fresh processes of the gate's first look; fewer than 7 cannot give a verdict."""
 
@@ -53,6 +61,7 @@ class Limits(Section):
     """What else a candidate and the shipped file may take; checked before training, and by the gate. null: no limit."""
 
     params: Count | None = None
+    """Of the network."""
     size: Annotated[ByteSize, Field(gt=0)] | None = None
     """Of the file, in the form in which it is timed: 500kB, 1MiB."""
     memory: Annotated[ByteSize, Field(gt=0)] | None = None
@@ -63,27 +72,37 @@ class Score(Section):
     """score = time_weight * t / reference_s + sigmoid(slope * (f1 - f1_macro)), lower is better."""
 
     time_weight: float
+    """What a second of the submission costs, over reference_s."""
     reference_s: Positive
+    """Seconds that count as one."""
     slope: float
+    """How steeply the score falls with F1."""
     f1: float
+    """The F1 at which it falls the most."""
 
 
 class Submission(Section):
     """How many images will be scored, in how many seconds at most, all in; without them nothing is claimed."""
 
     images: Count | None = None
+    """How many will be scored."""
     limit_s: Positive | None = None
+    """Seconds for all of them, from files to labels; the gate judges it too."""
     score: Score | None = None
+    """For a table of candidates by the score of a competition; see Score."""
 
 
 class Student(Section):
+    """What is known of the student before any search."""
+
     model: str | None = None
     """An architecture to train as it is, instead of a search: a YAML file, or one that ships."""
-    # How `model` is trained: these four. A search takes them from its space.
     optimizer: str = "adamw"
+    """A name of timm's. This and the next three are how `model` is trained; a search takes them from its space."""
     learning_rate: Positive | None = None
     """null: 3e-3 for a network from scratch, 3e-4 for one that begins with weights."""
     batch: Count = 32
+    """Images of a step."""
     n_select: Annotated[int, Field(ge=0)] = 0
     """As in Augment."""
     network: str | None = None
@@ -110,6 +129,8 @@ class Stop(Section):
 
 
 class Search(Section):
+    """Which candidates are tried, how they are timed and trained, and when it ends."""
+
     space: str | Annotated[tuple[str, ...], Field(min_length=1)] = "cpu"
     """A space that ships or a YAML file; or several, in one study."""
     values: dict[str, Any] = {}
@@ -152,8 +173,11 @@ class Select(Section):
     those within latency_band of the fastest; of these, the one with most parameters."""
 
     f1_floor: Share = 0.4
+    """Less macro F1 than this is not chosen."""
     f1_band: Share = 0.02
+    """Candidates within so much of the best F1 count as equally good."""
     latency_band: Share = 0.10
+    """Of these, those within such a share of the fastest count as equally fast."""
     input_size: int | None = 168
     """null: any."""
     finalists: Count = 3
@@ -178,6 +202,7 @@ class Augment(Section):
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """Alpha of the Beta distribution of shares; 0: none."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """The same for patches of another image."""
 
 
 class Tune(Section):
@@ -186,36 +211,49 @@ class Tune(Section):
     learning_rate: tuple[Positive, Positive] = (1e-4, 3e-3)
     """From, to; drawn by its logarithm."""
     epochs: tuple[Count, ...] = (5, 8, 12)
+    """Beside `teacher.epochs`."""
     input_size: tuple[Size, ...] = ()
     """None beside its own by default: what a larger one costs in time only you can say."""
     batch: tuple[Count, ...] = (16, 32)
+    """Beside `teacher.batch`."""
     n_select: tuple[Annotated[int, Field(ge=0)], ...] = (0, 2)
+    """Beside `teacher.augment.n_select`."""
     mixup: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 0.2)
+    """Beside `teacher.augment.mixup`."""
 
 
 class Teacher(Section):
+    """The network that the student learns from."""
+
     name: str = "efficientnet_b0"
+    """A network of timm's."""
     weights: str = "hub"
     """hub, none, or the path of a .safetensors file."""
     epochs: Count = 8
+    """At most; see patience."""
     input_size: Size | None = None
     """null: the student's."""
     learning_rate: Positive = 2e-4
     """For a network with weights; from scratch, ten times as much and more."""
     batch: Count = 32
+    """Images of a step."""
     freeze: str | None = None
     """Stage up to which it keeps the weights that it came with, blocks.2 for example: few photos hardly change these,
     and training takes half the time."""
     patience: Count = 3
     """Epochs without a better F1 before it stops."""
     augment: Augment = Augment()
+    """What its trainings leave to chance."""
     trials: Count = 1
     """Trainings with different hyper-parameters, of which the best is kept; the first has those given here."""
     tune: Tune = Tune()
 
 
 class Distill(Section):
+    """The student's training, from the teacher's answers and the labels."""
+
     epochs: Count = 60
+    """Of the student that was chosen."""
     temperature: Positive = 1.0
     """1 follows a good teacher closely; one that is often wrong wants 3."""
     weight: Share = 0.7
@@ -228,6 +266,8 @@ class Distill(Section):
 
 
 class Quantize(Section):
+    """INT8 files, and what they may lose."""
+
     max_f1_drop: Share = 0.01
     """A file may lose so much macro F1 on val/ against the trained network; more is not shipped."""
     images: Count = 200
@@ -239,15 +279,21 @@ class Quantize(Section):
 
 
 class Preflight(Section):
-    """What the place where it lands allows: 500MB, 1GiB. seconds: submission.limit_s where null."""
+    """What the place where it lands allows: 500MB, 1GiB."""
 
     disk: Annotated[ByteSize, Field(gt=0)] | None = None
+    """All that may be written, the environment included."""
     memory: Annotated[ByteSize, Field(gt=0)] | None = None
+    """Of each process, as it reserves it."""
     seconds: Positive | None = None
+    """For all images of the submission, all in; null: submission.limit_s."""
 
 
 class BuildConfig(Section):
+    """All that a build is made from."""
+
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """All that is drawn hangs on it: splits, weights, candidates, augmentation."""
     target: str = "local"
     """What times: local, or ssh://user@host[:port][/path/of/its/python]."""
     data: Data

@@ -21,7 +21,7 @@ from pipeline.files import write_json
 from pipeline.find import begin, load_arrays, load_index, weights_key
 from pipeline.images import decoded, train_size
 from pipeline.inputs import Arrays, bf16_pays, pick_device, predict
-from pipeline.live import training_bar
+from pipeline.live import bar
 from pipeline.losses import CrossEntropy, distillation
 from pipeline.select import load_student
 from pipeline.stages import SCRATCH, Run, Stage
@@ -86,7 +86,7 @@ def train_student(run: Run, spec: ModelSpec, hyper: Hyper, work: Path) -> Fit:
         views=min(config.views, config.epochs) if config.views and config.weight else None,  # stored for the teacher
     )
     loss = _distillation(run, index, recipe, work / SOFT_LABELS) if config.weight else None
-    with training_bar("distill") as on_step:
+    with bar("the student", "images") as on_step:
         result = fit(
             begin(run, spec, run.config.seed),
             student_arrays(run, spec),

@@ -4,6 +4,7 @@ exit codes."""
 import contextlib
 import errno
 import functools
+import inspect
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipeline.errors import ENVIRONMENT, INTERRUPTED, USAGE, PipelineError
+from pipeline.live import be_quiet, is_quiet
 
 ConfigOption = Annotated[
     str | None, typer.Option("--config", "-c", help="A build.yaml, or the name of a shipped config.", metavar="CONFIG")
@@ -33,6 +35,7 @@ DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"],
     typer.Option("--device", help="What trains: auto is the GPU where there is one. Timing is always on the target."),
 ]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show results and errors only.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -83,10 +86,12 @@ def _disk_full(error: BaseException | None) -> BaseException | None:
 
 
 def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
-    """The one handler: our own errors become a message and an exit code, anything else keeps its traceback."""
+    """The one handler: our own errors become a message and an exit code, anything else keeps its traceback. Gives every
+    command the option --quiet."""
 
     @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
+    def wrapper(*args: Any, quiet: bool = False, **kwargs: Any) -> None:
+        be_quiet(quiet)
         sys.unraisablehook = _unraisable
         signal.signal(signal.SIGTERM, _interrupt)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell has it ignored, behind it
@@ -105,6 +110,10 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
             raise typer.Exit(known[1]) from None
         raise typer.Exit(code or 0)
 
+    told = inspect.signature(command)
+    more = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=QuietOption)
+    wrapper.__signature__ = told.replace(parameters=[*told.parameters.values(), more])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {**command.__annotations__, "quiet": QuietOption}
     return wrapper
 
 
@@ -131,7 +140,8 @@ def _unraisable(lost: Any) -> None:
 def say(text: str) -> None:
     """Tell how a command gets on. Raises the interrupt again that got lost on its way up, in a destructor or in a
     library that catches everything."""
-    typer.echo(text, err=True)
+    if not is_quiet():
+        typer.echo(text, err=True)
     if _interrupted.is_set():
         raise KeyboardInterrupt
 
@@ -164,6 +174,7 @@ def opened(
     """A Run from -c, or from the config in --run-dir, or from the default config."""
     os.environ["EDGEBUILD_DEVICE"] = device  # no key of the config: the same config runs on both
     from pipeline.config import check_config, config_name, load_config, override
+    from pipeline.runlog import log
     from pipeline.stages import open_run, run_config
 
     if config is None and folder is None and default is None:
@@ -178,7 +189,25 @@ def opened(
         build = load_config(name, overrides)
         folder = folder or Path("runs") / config_name(name)
     with chatter_to_stderr(), open_run(folder, build, say) as run:
-        yield run
+        try:
+            yield run
+        except BaseException as error:
+            known = explain(error)
+            log(folder, f"ended: {known[0] if known else traceback.format_exc()}")
+            raise
+
+
+@contextlib.contextmanager
+def watched(config: str | None, folder: Path | None) -> Iterator[Any]:
+    """A Run to be read, with the config that its folder keeps, while another process may be at work on it."""
+    from pipeline.config import check_config, config_name
+    from pipeline.stages import Run, run_config
+
+    if folder is None and config is None:
+        raise PipelineError("give --run-dir of a run that was begun, or the CONFIG it was begun with")
+    folder = folder or Path("runs") / config_name(config or "")
+    with chatter_to_stderr():
+        yield Run(folder, check_config(run_config(folder), str(folder / "config.yaml")), say)
 
 
 def run_stage(

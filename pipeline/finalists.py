@@ -19,6 +19,7 @@ from models.spec import ModelSpec
 from pipeline.checkpoint import student_card
 from pipeline.choose import Row
 from pipeline.find import load_index, open_search
+from pipeline.live import bar
 from pipeline.measured import Form, write_form
 from pipeline.score import score
 from pipeline.short import candidate_of
@@ -50,7 +51,8 @@ def look_again(run: Run, trials: Sequence[Trial]) -> dict[int, Again]:
     with tempfile.TemporaryDirectory() as folder:
         subjects = [_artifact(run, t, Path(folder)).subject(run.config.latency.threads) for t in trials]
         for _ in range(_TRIES):
-            found = measure(subjects, select.processes, machine=run.machine)
+            with bar("timing the finalists in turn") as tick:
+                found = measure(subjects, select.processes, machine=run.machine, tick=tick)
             if not any(m.unrest for m in found):
                 break
         else:

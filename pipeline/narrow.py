@@ -24,11 +24,10 @@ from pipeline.files import write_text
 from pipeline.insight import (
     LEAST,
     best_share,
-    importances,
+    importances_by_objective,
     latency_of,
     loss_of,
     measured,
-    params_of,
     told_region,
     trained,
 )
@@ -37,7 +36,6 @@ from pipeline.stages import Run
 from pipeline.study import database_url, load_study, own_trials
 from pipeline.tally import REJECTED, fate
 
-OBJECTIVES = {"F1": loss_of, "latency": latency_of, "parameters": params_of}
 _DECIDE = ("F1", "latency")
 """Parameters (of the network) are an objective for what they cost, and nobody narrows a space for them."""
 _SLOW, _OFTEN = 0.95, 8
@@ -89,8 +87,7 @@ def narrowed(
             f"narrow: {len(learnt)} trained candidates are too few to tell what matters ({LEAST} or more, better 25): "
             "raise search.trials and search on"
         )
-    # Latency and parameters are known of the rejected ones too; only F1 needs a training.
-    shares = {o: importances(learnt if of is loss_of else timed, of) for o, of in OBJECTIVES.items()}
+    shares = importances_by_objective(trials)
     whole = [t for t in learnt if t.state == TrialState.COMPLETE]
     able = [t for t in whole if latency_of(t) <= limit_ms] or whole
     evidence = _Evidence(timed, learnt, best_share(able, loss_of), shares)

@@ -10,7 +10,7 @@ import numpy as np
 from export.artifact import Artifact
 from export.errors import ExportError
 from export.onnx_export import deployable
-from export.parity import LEVEL, compare, confusion, f1_interval, f1_per_class, logits_of, scores
+from export.parity import LEVEL, compare, confusion, f1_interval, f1_per_class, logits_of, losses, scores
 from export.portability import on_older_cpu, relies_on
 from latency.host import this_host
 from latency.profile import profile as profile_kernels
@@ -123,11 +123,11 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
             "confusion": confusion(final, final_labels),
         },
         "f1_macro_val": shipped.parity.f1_macro,
-        "guesses": [index.classes[i] for i in final.argmax(1)],
     }
-    write_json(work / "race.json", {"format": FORMAT, **summary})
+    by_photo = {"guesses": [index.classes[i] for i in final.argmax(1)], "losses": losses(final, final_labels)}
+    write_json(work / "race.json", {"format": FORMAT, **summary, **by_photo})
     write_json(work / "measurements.json", [c.timed.as_dict() for c in candidates if c.timed])
-    return {k: v for k, v in summary.items() if k != "guesses"}
+    return summary
 
 
 def _too_large(run: Run, candidate: Candidate, params: int) -> list[str]:

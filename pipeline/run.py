@@ -1,11 +1,18 @@
-"""The main job: every stage to a verdict, and result.json."""
+"""The main job: every stage to a verdict, result.json and the report."""
 
+from pathlib import Path
 from typing import Any
 
 from pipeline import FORMAT, distill, find, precheck, race, search_stage, select, ship, teach
 from pipeline.errors import NoCandidate, PipelineError
-from pipeline.files import write_json
-from pipeline.stages import Done, Run, Stage, current, perform
+from pipeline.files import read_json, write_json
+from pipeline.insight import importances_by_objective
+from pipeline.live import enter_stage
+from pipeline.stages import Done, Run, Stage, current, key_of, perform
+from pipeline.study import load_study, own_trials
+from pipeline.tally import rows_of
+
+RESULT, UNFINISHED = "result.json", "unfinished"
 
 STAGES: tuple[Stage, ...] = (
     find.DATA,
@@ -40,9 +47,9 @@ def run_all(run: Run) -> dict[str, Any]:
     precheck.check_before(run)
     done: list[Done] = []
     reasons: list[str] = []
-    for stage in STAGES:
-        if not stage.wanted(run.config):
-            continue
+    wanted = [s for s in STAGES if s.wanted(run.config)]
+    for number, stage in enumerate(wanted, 1):
+        enter_stage(f"{stage.name} ({number} of {len(wanted)})")
         try:
             done.append(perform(stage, run))
         except NoCandidate as error:
@@ -54,8 +61,54 @@ def run_all(run: Run) -> dict[str, Any]:
             reasons = done[-1].summary["reasons"]
             break
     result = _result(run, done, reasons)
-    write_json(run.folder / "result.json", result)
+    write_json(run.folder / RESULT, result)
+    report(run, result)
     return result
+
+
+def report(run: Run, result: dict[str, Any], pictures: bool = False) -> Path:
+    """Write the report of a result, with pictures if asked; the path of its HTML. Raises EnvironmentProblem."""
+    from pipeline.report.facts import gather  # plotly and the templates: a second that no other command needs
+    from pipeline.report.write import write_pictures, write_report
+
+    facts = gather(run, result, *_candidates(run, result))
+    if pictures:
+        write_pictures(run.folder, facts)
+    return write_report(run.folder, facts)
+
+
+def standing(run: Run) -> dict[str, Any]:
+    """What result.json holds, where the stages still are the ones of which it tells; else how far they have come, as
+    the same record, its verdict `unfinished` before the gate."""
+    path = run.folder / RESULT
+    if path.is_file():
+        result: dict[str, Any] = read_json(path)
+        if all((m := run.manifest(s["name"])) and m["key"] == s.get("key") for s in result["stages"]):
+            return result
+    done: list[Done] = []
+    reasons: list[str] = []
+    for stage in (s for s in STAGES if s.wanted(run.config)):
+        manifest = run.manifest(stage.name)
+        if manifest is None or manifest["key"] != key_of(stage, run)[0]:
+            reasons = [f"not finished; {stage.name} is next: `edgebuild run --run-dir {run.folder}`"]
+            break
+        done.append(Done(stage.name, manifest["seconds"], True, manifest["summary"]))
+    result = _result(run, done, reasons)
+    return result if result["model"] else result | {"verdict": UNFINISHED}
+
+
+def _candidates(run: Run, result: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(rows of the search, what each objective hangs on), of one that is under way too."""
+    done = {s["name"] for s in result["stages"]}
+    if "search" in done:
+        found = run.read("search", "trials.json")
+        return found["trials"], found.get("importances", {})
+    begun = run.config.search.storage or (run.folder / "study" / "study.db").is_file()
+    if not begun or "data" not in done or not search_stage.SEARCH.wanted(run.config):
+        return [], {}
+    search = find.open_search(run)
+    trials = own_trials(load_study(search.url, search.study_name))
+    return rows_of(trials), importances_by_objective(trials)
 
 
 def run_one(name: str, run: Run) -> Done:
@@ -71,6 +124,7 @@ def run_one(name: str, run: Run) -> Done:
     for first in stage.needs:
         if by_name[first].wanted(run.config):
             need(name, first, run)
+    enter_stage(name)
     return perform(stage, run)
 
 
@@ -99,7 +153,7 @@ def _result(run: Run, done: list[Done], reasons: list[str]) -> dict[str, Any]:
         "quality": None,
         "submission": None,
         "search": {k: search.get(k, 0) for k in ("asked", "rejected_untrained", "trained", "over_limit_trained")},
-        "stages": [{"name": d.name, "seconds": d.seconds, "skipped": d.skipped} for d in done],
+        "stages": [_told(run, d) for d in done],
         "host": run.host.as_dict(),
         "bundle": finished.get("bundle"),
         "preflight": finished.get("preflight"),
@@ -117,6 +171,12 @@ def _result(run: Run, done: list[Done], reasons: list[str]) -> dict[str, Any]:
     if rehearsed and _binding(run, rehearsed["verdict"]):
         result |= {"verdict": rehearsed["verdict"], "reasons": [f"preflight: {r}" for r in rehearsed["reasons"]]}
     return result
+
+
+def _told(run: Run, done: Done) -> dict[str, Any]:
+    manifest = run.manifest(done.name)
+    key = manifest and manifest["key"]
+    return {"name": done.name, "seconds": done.seconds, "skipped": done.skipped, "key": key}
 
 
 def _binding(run: Run, verdict: str) -> bool:

@@ -7,10 +7,11 @@ from pipeline import FORMAT
 from pipeline.config import without_password
 from pipeline.files import write_json
 from pipeline.find import open_search
+from pipeline.insight import importances_by_objective
 from pipeline.loop import run_search
 from pipeline.search import candidate_timer
 from pipeline.stages import Crew, Run, Stage
-from pipeline.study import same_references
+from pipeline.study import database_url, load_study, own_trials, same_references
 from pipeline.together import search_together
 
 
@@ -37,7 +38,9 @@ def _search(run: Run, work: Path) -> dict[str, Any]:
             result = run_search(search, timer)
     else:
         result = search_together(run)
-    write_json(work / "trials.json", {"format": FORMAT, **result})
+    study = load_study(database_url(run.config.search.storage, run.folder / "study"), result["study"])
+    shares = importances_by_objective(own_trials(study))
+    write_json(work / "trials.json", {"format": FORMAT, **result, "importances": shares})
     return {k: v for k, v in result.items() if k != "trials"}
 
 

@@ -17,6 +17,7 @@ from export.onnx_export import export_onnx
 from export.preflight import preflight
 from latency.gate import claim, gate
 from latency.host import INT8_DOT, this_host
+from latency.profile import profile as profile_kernels
 from models.build import profile
 from pipeline import FORMAT
 from pipeline.candidates import race_formats, run_source
@@ -25,6 +26,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.find import load_index
 from pipeline.limits import shipped_over
+from pipeline.live import bar
 from pipeline.score import score
 from pipeline.stages import Run, Stage
 
@@ -114,10 +116,11 @@ def _gate_inputs(run: Run) -> dict[str, Any]:
 
 def _gate(run: Run, work: Path) -> dict[str, Any]:
     latency, artifact = run.config.latency, _shipped(run)
-    verdict, measurement = gate(
-        artifact.subject(latency.threads), latency.limit_ms, latency.processes, machine=run.machine
-    )
+    subject = artifact.subject(latency.threads)
+    with bar("fresh processes") as tick:
+        verdict, measurement = gate(subject, latency.limit_ms, latency.processes, machine=run.machine, tick=tick)
     write_json(work / "measurement.json", measurement.as_dict())
+    write_json(work / "profile.json", asdict(profile_kernels(subject, machine=run.machine)))
     spec, _, _ = load_checkpoint(_checkpoint(run))
     peak_mib = measurement.summary()["peak_mib"]
     over = shipped_over(run.config, profile(spec).params, artifact.size_bytes, peak_mib)

@@ -17,7 +17,7 @@ from pipeline.config import Augment, BuildConfig
 from pipeline.files import write_json
 from pipeline.inputs import Arrays, Rows, bf16_pays
 from pipeline.limits import limits_of
-from pipeline.live import training_bar
+from pipeline.live import bar
 from pipeline.progress import Epoch
 from pipeline.train import Fit, Recipe, fit
 
@@ -107,7 +107,7 @@ class Trainer:
             reduced=bf16_pays(large=False),
         )
         arrays = part_of(self.arrays_for(spec), subset, self.config.seed)
-        with training_bar(name) as on_step:
+        with bar(name, "images") as on_step:
             return fit(self.begin(spec, seed), arrays, recipe, seed, self.classes, on_step=on_step, on_epoch=on_epoch)
 
 

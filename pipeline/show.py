@@ -80,7 +80,7 @@ def show_result(result: dict[str, Any], folder: Path) -> None:
         if result["preflight"]:
             told = "; ".join(result["preflight"]["reasons"])
             put(f"preflight: {result['preflight']['verdict']}{f': {told}' if told else ''}")
-    put(f"record: {folder / 'result.json'}")
+    put(f"record: {folder / 'result.json'}", f"report: {folder / 'report.html'}")
 
 
 def show_search(result: dict[str, Any]) -> None:
@@ -175,10 +175,45 @@ def show_data(result: dict[str, Any]) -> None:
     put(table)
     for path, reason in result["skipped"].items():
         put(f"skipped: {path}: {reason}")
+    _show_likeness(result)
     if result["identical_files"]:
         put(f"{result['identical_files']} files are byte for byte the same as another")
     for split, count in result["repeated"].items():
         put(f"{count} files of {split} stand in a split before it too, which flatters its figures")
+
+
+_MOST_PAIRS = 20
+
+
+def _show_likeness(result: dict[str, Any]) -> None:
+    sizes = result["sizes"]
+    first, last = sizes["smallest"][0], sizes["largest"][0]
+
+    def px(size: list[int]) -> str:
+        return f"{size[0]} x {size[1]}"
+
+    if first["px"] == last["px"]:
+        put(f"all photos are {px(first['px'])}")
+    else:
+        put(
+            f"median {px(sizes['median_px'])}; smallest {px(first['px'])}, {first['photo']}; largest "
+            f"{px(last['px'])}, {last['photo']}"
+        )
+    if sizes["small"]:
+        put(f"{sizes['small']} photos are smaller than {sizes['small_px']} px and would be enlarged at that input size")
+    for row in sizes["narrow"]:
+        put(f"narrow: {row['photo']} is {px(row['px'])}: data.fit=squash distorts it; pad or crop do not")
+    pairs = result["near"]
+    for pair in pairs[:_MOST_PAIRS]:
+        other = f", labelled {' and '.join(pair['classes'])}" if len(set(pair["classes"])) > 1 else ""
+        put(f"nearly the same: {pair['photos'][0]} and {pair['photos'][1]}{other}")
+    if len(pairs) > _MOST_PAIRS:
+        put(f"and {len(pairs) - _MOST_PAIRS} more pairs (--json has all)")
+    across = sum(len(set(pair["splits"])) > 1 for pair in pairs)
+    if across:
+        put(f"{across} nearly the same pairs lie across splits, which flatters figures: keep one split of each")
+    if result["near_within"]:
+        put(f"{result['near_within']} nearly the same pairs lie within one split and class")
 
 
 def show_summary(summary: dict[str, Any]) -> None:
@@ -193,9 +228,20 @@ def show_doctor(result: dict[str, Any]) -> None:
         f"CPU: {host['cpu']}, {host['cores']} cores allowed, governor {host['governor'] or 'not told'}, "
         f"{host['memory_mib']} MiB of memory, clock in steps of {result['clock_ns']} ns",
         f"instruction sets: {' '.join(host['isa'])}",
-        f"bf16: {'yes, with OpenVINO' if result['bf16'] else 'not on this CPU'}",
         ", ".join(f"{name} {version or 'missing'}" for name, version in result["versions"].items()),
     )
+    memory, disk = result["memory_mib"], result["disk_gb"]
+    put(
+        f"memory free: {memory['available']} MiB; disk free: "
+        + ", ".join(f"{free:g} GB in {folder}" for folder, free in disk.items())
+        + f"; load {result['load']:g}",
+        "tools: " + ", ".join(f"{tool} {'yes' if there else 'no'}" for tool, there in result["tools"].items()),
+    )
+    table = new_table("what the runtimes compute in", "runtime", "asked for", "used")
+    table.columns[1].justify = table.columns[2].justify = "left"
+    for row in result["precisions"]:
+        table.add_row(row["runtime"], row["asked"], row["used"])
+    put(table)
     tested = result["selftest"]
     if tested:
         smallest = "none up to 30 %" if tested["smallest"] is None else f"{tested['smallest']:.0%}"
@@ -205,3 +251,7 @@ def show_doctor(result: dict[str, Any]) -> None:
         )
     for problem in result["problems"]:
         put(f"problem: {problem}")
+    for note in result["notes"]:
+        put(f"note: {note}")
+    if not result["problems"]:
+        put("no problem was found")

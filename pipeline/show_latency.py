@@ -1,14 +1,9 @@
 """Results of the timing commands for people: tables and a histogram on stdout, progress on stderr."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from latency.measure import Tick
 from latency.records import Measurement
 from pipeline.show import console, ms, new_table, put
 
@@ -22,20 +17,6 @@ _COLOURS = {
     "slower": "red",
     "inconclusive": "yellow",
 }
-
-
-@contextlib.contextmanager
-def progress(what: str) -> Iterator[Tick]:
-    """A tick for processes done of those planned: a bar on a terminal, one line elsewhere."""
-    errors = Console(stderr=True)
-    if not errors.is_terminal:
-        errors.print(f"{what} in fresh processes")
-        yield lambda done, total: None
-        return
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _verdict(name: str, what: str = "verdict") -> None:

@@ -30,6 +30,7 @@ from pipeline import FORMAT
 from pipeline.config import BuildConfig, check_config
 from pipeline.errors import EnvironmentProblem, PipelineError
 from pipeline.files import write_json, write_text
+from pipeline.runlog import log
 
 MANIFEST = "manifest.json"
 SCRATCH = "scratch"
@@ -141,7 +142,13 @@ def open_run(folder: Path, config: BuildConfig, say: Say) -> Iterator[Run]:
                 f"{folder}: another edgebuild is at work on this run folder; wait for it, or give another --run-dir"
             ) from error
         write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        yield Run(folder, config, say)
+
+        def told(text: str) -> None:
+            log(folder, text)
+            say(text)
+
+        log(folder, f"edgebuild {version_of('edgebuild')} begins, process {os.getpid()}")
+        yield Run(folder, config, told)
     finally:
         os.close(descriptor)
 

@@ -81,16 +81,19 @@ class Tally:
         """Candidates that the budget counts."""
         return self.asked - self.free
 
+    @property
+    def told_best(self) -> str:
+        return (
+            f"best F1 {self.best[0]:.4f} at {self.best[1]:.2f} ms (trial {self.best[2]})" if self.best else "none yet"
+        )
+
     def told(self, config: BuildConfig) -> str:
         search = config.search
         left = max(0.0, search.max_minutes - self.minutes)
-        best = (
-            f"best F1 {self.best[0]:.4f} at {self.best[1]:.2f} ms (trial {self.best[2]})" if self.best else "none yet"
-        )
         failed = f"{self.failed} failed, " if self.failed else ""
         return (
             f"{self.asked} asked, {failed}{self.rejected} rejected, {self.stopped} stopped, {self.trained} of "
-            f"{search.trials + self.free} trained; {best}; hypervolume {self.hypervolume:.4f}; "
+            f"{search.trials + self.free} trained; {self.told_best}; hypervolume {self.hypervolume:.4f}; "
             f"{left:.0f} of {search.max_minutes:g} min left"
         )
 

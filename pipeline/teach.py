@@ -27,7 +27,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.find import load_arrays, load_index, online, weights_key
 from pipeline.inputs import bf16_pays
-from pipeline.live import training_bar
+from pipeline.live import bar, best_so_far
 from pipeline.progress import Epoch
 from pipeline.select import load_student
 from pipeline.stages import SCRATCH, Run, Stage
@@ -177,7 +177,7 @@ def _try(run: Run, folder: Path, study: optuna.Study, trial: optuna.Trial) -> No
 
     try:
         check_size(run, model, hyper["input_size"])
-        with training_bar(name) as on_step:
+        with bar(name, "images") as on_step:
             result = fit(
                 model,
                 load_arrays(run, index, hyper["input_size"], norm),
@@ -223,7 +223,12 @@ def _recipe(run: Run, teacher: Teacher, hyper: dict[str, Any]) -> Recipe:
 
 
 def reporter(run: Run, name: str, recipe: Recipe) -> Callable[[Epoch], None]:
+    best = 0.0
+
     def report(epoch: Epoch) -> None:
+        nonlocal best
+        best = max(best, epoch.f1_macro)
+        best_so_far(f"best F1 {best:.4f}")
         run.say(
             f"{name}: epoch {epoch.epoch + 1}/{recipe.epochs}, loss {epoch.loss:.3f}, val {epoch.val_loss:.3f}, "
             f"F1 {epoch.f1_macro:.4f}, {epoch.images_per_s:.0f} images/s"

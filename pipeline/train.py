@@ -22,7 +22,7 @@ from models import torchvision_ops
 from pipeline.config import Augment
 from pipeline.errors import OutOfMemory
 from pipeline.inputs import Arrays, autocast, keep_freed_memory, normalise, pick_device, predict
-from pipeline.live import OnStep
+from pipeline.live import Tick
 from pipeline.losses import Balance, CrossEntropy, epoch_order
 from pipeline.probe import fit_classifier, keep_statistics
 from pipeline.progress import Checkpoints, Epoch, State, begun, on_cpu
@@ -92,7 +92,7 @@ def fit(
     loss: Loss | None = None,
     checkpoints: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    on_step: OnStep = lambda done, total: None,
+    on_step: Tick = lambda done, total: None,
     device: torch.device | None = None,
 ) -> Fit:
     """Train; `checkpoints` is a folder from which a killed run goes on. The default loss is class-weighted CE. On a CPU

@@ -22,6 +22,7 @@ from pipeline.checkpoint import student_card
 from pipeline.dashboard import attach
 from pipeline.errors import EnvironmentProblem, OutOfMemory
 from pipeline.limits import best_form, told_over
+from pipeline.live import best_so_far
 from pipeline.measured import Timer, Timing
 from pipeline.progress import Epoch
 from pipeline.search import Search
@@ -137,7 +138,10 @@ def _judge(
 
     if not f1:
         try:
-            result = trainer.train(candidate, f"trial {trial.number} ({told(study, search)})", on_epoch, trial.params)
+            standing = Tally.of(own_trials(study), config.latency.limit_ms)
+            best_so_far(standing.told_best)
+            name = f"trial {trial.number}, {standing.judged + 1} of {config.search.trials}"
+            result = trainer.train(candidate, name, on_epoch, trial.params)
             f1 = [e.f1_macro for e in result.history]
             if result.diverged:
                 search.say(f"trial {trial.number}: its training ended early: {result.diverged}")

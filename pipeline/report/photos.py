@@ -1,0 +1,45 @@
+"""The photos that the shipped file is worst at, small enough to lie in the report."""
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+_COUNT = 12
+_SIDE_PX, _QUALITY = 220, 70
+
+
+def worst(
+    paths: Sequence[Path], truth: Sequence[str], guesses: Sequence[str], losses: Iterable[float]
+) -> list[dict[str, Any]]:
+    """Of those that it got wrong, the ones of the largest loss: {"name", "label", "guess", "share", "image"}. share:
+    the probability that it gives the label. image: a data URI; None where the file is gone or cannot be read."""
+    order = np.argsort([-v for v in losses])
+    wrong = [i for i in order if truth[i] != guesses[i]][:_COUNT]
+    loss = list(losses)
+    return [
+        {
+            "name": f"{paths[i].parent.name}/{paths[i].name}",
+            "label": truth[i],
+            "guess": guesses[i],
+            "share": float(np.exp(-loss[i])),
+            "image": _thumbnail(paths[i]),
+        }
+        for i in wrong
+    ]
+
+
+def _thumbnail(path: Path) -> str | None:
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    image.thumbnail((_SIDE_PX, _SIDE_PX))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
