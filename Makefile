@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-all | lint | types | latency-check | bench. One environment, made from pyproject.toml and ci/constraints.txt.
+# make demo | test | test-slow | test-all | lint | types | docs | latency-check | bench. One environment, made from pyproject.toml and ci/constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ BASE ?= HEAD
 # Two files of tests at a time, of one thread each: those of torch would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: install demo test test-slow test-all lint types latency-check bench clean
+.PHONY: install demo test test-slow test-all lint types docs latency-check bench clean
 
 install: $(VENV)/.installed
 
@@ -37,6 +37,11 @@ lint: install
 
 types: install
 	$(BIN)/mypy
+
+# The generated pages, from the code, and the site.
+docs: install
+	$(BIN)/python ci/make_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # Has a network of the zoo become slower than at the revision BASE? Exit code 3 ('could not tell') is told, not failed.
 latency-check: install

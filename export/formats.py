@@ -13,6 +13,7 @@ from export.errors import ExportError, FormatError
 from export.openvino_export import read_onnx, save_ir
 from export.parity import logits_of, tolerance
 from export.quantize import quantize_onnx, quantize_openvino
+from models.language import nearest
 
 CHECKED_IMAGES = 16
 
@@ -192,8 +193,9 @@ def parse_formats(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     unknown = [name for name in names if name not in FORMATS]
     if unknown or not names:
+        near = nearest(unknown[0], FORMATS) if unknown else ""
         raise FormatError(
-            f"--format {','.join(unknown) or 'nothing'}: expected some of {', '.join(FORMATS)}, with commas"
+            f"--format {','.join(unknown) or 'nothing'}: expected some of {', '.join(FORMATS)}, with commas{near}"
         )
     return names
 

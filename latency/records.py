@@ -15,7 +15,7 @@ import numpy as np
 from latency import FORMAT
 from latency.bounds import ALPHA, percentile, quantile_bounds
 from latency.errors import InputError
-from latency.runners import runtime_of
+from latency.runners import check_names, runtime_of
 from latency.sampling import BLOCK, Plan
 
 UNSTEADY = 1.25
@@ -52,7 +52,9 @@ class Subject:
         pin: tuple[int, ...] | None = None,
     ) -> "Subject":
         """The runtime by the suffix where none is given. Raises InputError."""
-        return cls(str(path), runtime or runtime_of(path), precision, threads, file_hash(path), batch, pin)
+        digest, runtime = file_hash(path), runtime or runtime_of(path)
+        check_names(runtime, precision)
+        return cls(str(path), runtime, precision, threads, digest, batch, pin)
 
 
 @dataclass(frozen=True)

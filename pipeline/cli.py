@@ -61,7 +61,9 @@ def run_command(
 ) -> int:
     """Every stage to a verdict. PASS (exit 0), FAIL (1) or INCONCLUSIVE (3). Goes on where it was stopped.
 
-    Example: edgebuild run -c build.yaml --set latency.limit_ms=1.4. Without -c: the demo.
+    Without -c it runs the demo.
+
+    Example: edgebuild run -c build.yaml --set latency.limit_ms=1.4
     """
     from pipeline.show import show_result
 
@@ -121,7 +123,7 @@ def train_command(
     It is distill with distill.weight=0. The run folder keeps that: go on with `edgebuild run --run-dir FOLDER`,
     without -c, which would set it back.
 
-    Example: edgebuild train -c build.yaml --set student.model=cpu_small --set distill.epochs=1000
+    Example: edgebuild train -c build.yaml --set student.model=cpu_small
     """
     run_stage("distill", config, [*(overrides or []), "distill.weight=0"], run_dir, as_json, device=device)
     return 0

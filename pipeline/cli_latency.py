@@ -148,7 +148,9 @@ def compare_command(
 ) -> int:
     """Say whether B is faster or slower than A. Both are timed in turn in the same fresh processes.
 
-    Example: edgebuild latency compare old.onnx new.onnx. Exit code 0: faster, slower or same; 3: inconclusive.
+    Exit code 0: faster, slower or same; 3: inconclusive.
+
+    Example: edgebuild latency compare a.onnx b.onnx
     """
     from latency.compare import compare
     from pipeline.live import bar
@@ -187,7 +189,7 @@ def check_command(
 ) -> int:
     """Say whether a file has become slower, for CI. pass (exit 0), fail (1), or inconclusive (3).
 
-    Examples: edgebuild latency check new.onnx --base old.onnx;
+    Examples: edgebuild latency check b.onnx --base a.onnx;
     edgebuild latency check out/model.onnx --build 'make model' --base-rev main;
     edgebuild latency check model.onnx --baseline measured.json
     """

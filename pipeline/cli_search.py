@@ -103,7 +103,7 @@ def select_command(
 
     --trial stays the run's choice until `--set select.trial=null` gives it back to the rule.
 
-    Example: edgebuild select --run-dir runs/build --trial 17
+    Example: edgebuild select --run-dir runs/build --trial 1
     """
     chosen = [f"select.trial={trial}"] if trial is not None else []
     run_stage("select", config, (overrides or []) + chosen, run_dir, as_json, "show.show_choice")

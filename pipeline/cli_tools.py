@@ -99,12 +99,12 @@ def data_fetch(
 @guarded
 def data_demo(
     folder: Annotated[Path, typer.Argument(help="Where to draw it.")],
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another one draws other images.")] = 0,
     as_json: JsonOption = False,
 ) -> int:
     """Draw the demo's images, six kinds of texture.
 
-    Example: edgebuild data demo /tmp/demo
+    Example: edgebuild data demo textures
     """
     from pipeline import demo_data
 

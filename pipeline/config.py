@@ -1,5 +1,6 @@
 """BuildConfig: all that the user sets. YAML file or the name of a shipped one, then `--set key=value`."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -119,7 +120,7 @@ class Stop(Section):
     where it lies in the worst `share` of the earlier candidates that are as fast or faster, after as many epochs."""
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.33
-    """0: never."""
+    """Worst share of the comparable ones, in which a training is ended; 0: never."""
     epochs: Count = 2
     """None ends before so many."""
     least: Count = 6
@@ -179,7 +180,7 @@ class Select(Section):
     latency_band: Share = 0.10
     """Of these, those within such a share of the fastest count as equally fast."""
     input_size: int | None = 168
-    """null: any."""
+    """Only candidates of this size are chosen; null: of any."""
     finalists: Count = 3
     """So many of the best by the rule are timed again before one is chosen, in fresh processes, in turn."""
     processes: Count = 5
@@ -403,6 +404,9 @@ def _explain(error: dict[str, Any]) -> str:
             section = section if isinstance(section, type) else Score
         known = list(section.model_fields)
         return f"{key}: unknown key{nearest(location[-1], known)}; known here: {', '.join(known)}"
+    if error["type"] == "literal_error":
+        known = re.findall(r"'([^']+)'", error["ctx"]["expected"])
+        return f"{key}: expected {', '.join(known)}, got {error['input']!r}{nearest(str(error['input']), known)}"
     if error["type"] == "missing":
         return f"{key}: missing; set it in the file or with --set {key}=VALUE"
     return f"{key}: {error['msg']}, got {error['input']!r}"

@@ -6,6 +6,7 @@ import re
 import shutil
 import zipfile
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -112,18 +113,22 @@ def _number(path: Path) -> tuple[int, str]:
     return int(digits[0]) if digits else -1, path.name
 
 
+def split_of(name: str, photos: Sequence[str]) -> dict[str, list[str]]:
+    """70 / 15 / 15 of a class, by a seed of its own: the splits of the README's figures. photos: in order."""
+    order = list(photos)
+    random.Random(f"{_SPLIT_SEED}-{name}").shuffle(order)
+    held = round(_HELD_OUT * len(order))
+    return {"train": order[2 * held :], "val": order[:held], "test": order[held : 2 * held]}
+
+
 def _lay_out(classes: dict[str, list[Path]], folder: Path) -> dict[str, dict[str, int]]:
-    """70 / 15 / 15 of each class, by a seed of its own: the splits of the README's figures. Returns split -> class ->
-    photos."""
+    """split -> class -> photos."""
     counts: dict[str, dict[str, int]] = {"train": {}, "val": {}, "test": {}}
     for name, paths in classes.items():
-        order = list(paths)
-        random.Random(f"{_SPLIT_SEED}-{name}").shuffle(order)
-        held = round(_HELD_OUT * len(order))
-        for split, chosen in (("val", order[:held]), ("test", order[held : 2 * held]), ("train", order[2 * held :])):
+        for split, photos in split_of(name, [p.name for p in paths]).items():
             (folder / split / name).mkdir(parents=True)
-            for path in chosen:
-                path.rename(folder / split / name / path.name)
-            counts[split][name] = len(chosen)
+            for photo in photos:
+                (folder / "all" / name / photo).rename(folder / split / name / photo)
+            counts[split][name] = len(photos)
     shutil.rmtree(folder / "all")
     return counts

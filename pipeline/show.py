@@ -211,9 +211,9 @@ def _show_likeness(result: dict[str, Any]) -> None:
         put(f"and {len(pairs) - _MOST_PAIRS} more pairs (--json has all)")
     across = sum(len(set(pair["splits"])) > 1 for pair in pairs)
     if across:
-        put(f"{across} nearly the same pairs lie across splits, which flatters figures: keep one split of each")
+        put(f"pairs across splits: {across}, which flatters their figures: keep one photo of each pair")
     if result["near_within"]:
-        put(f"{result['near_within']} nearly the same pairs lie within one split and class")
+        put(f"pairs within one split and class: {result['near_within']}")
 
 
 def show_summary(summary: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 
 from models.language import canonical_hash
 from models.pretrained import Normalisation, first_line, freeze_until, network, normalisation
-from pipeline import FORMAT
+from pipeline import FORMAT, curves
 from pipeline.answers import Finished
 from pipeline.config import Teacher
 from pipeline.errors import PipelineError
@@ -223,12 +223,13 @@ def _recipe(run: Run, teacher: Teacher, hyper: dict[str, Any]) -> Recipe:
 
 
 def reporter(run: Run, name: str, recipe: Recipe) -> Callable[[Epoch], None]:
-    best = 0.0
+    best, write = 0.0, curves.writer(run.folder / curves.FOLDER / name.replace(", ", "-").replace(" ", "-"))
 
     def report(epoch: Epoch) -> None:
         nonlocal best
         best = max(best, epoch.f1_macro)
         best_so_far(f"best F1 {best:.4f}")
+        write(epoch)
         run.say(
             f"{name}: epoch {epoch.epoch + 1}/{recipe.epochs}, loss {epoch.loss:.3f}, val {epoch.val_loss:.3f}, "
             f"F1 {epoch.f1_macro:.4f}, {epoch.images_per_s:.0f} images/s"

@@ -1,5 +1,6 @@
 """Runtimes that can load a file and run it. A new one is one file beside this and one entry in RUNNERS."""
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +55,19 @@ RUNNERS: dict[str, Runner] = {
 
 def runner(name: str, path: Path, precision: str) -> Runner:
     """The runner of that name, once all that can be known without it is right. Raises InputError."""
-    if name not in RUNNERS:
-        raise InputError(f"unknown runtime {name!r}; known: {', '.join(RUNNERS)}")
-    if precision not in PRECISIONS:
-        raise InputError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    check_names(name, precision)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     return RUNNERS[name]
+
+
+def check_names(runtime: str, precision: str) -> None:
+    """Raises InputError for a name that is not known."""
+    for what, name, known in (("runtime", runtime, [*RUNNERS]), ("precision", precision, [*PRECISIONS])):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            raise InputError(f"unknown {what} {name!r}{meant}; known: {', '.join(known)}")
 
 
 def open_session(path: Path, runtime: str, precision: str, threads: int, batch: int | None = None) -> Session:

@@ -52,7 +52,10 @@ REFUSED = {
     ),
     "a deep unknown key": ("search: {trails: 3}", "search.trails: unknown key (did you mean 'trials'?)"),
     "a wrong type": ("search: {trials: many}", "search.trials: Input should be a valid integer"),
-    "an unknown runtime": ("latency: {limit_ms: 1, runtimes: [tflite]}", "'onnxruntime' or 'openvino'"),
+    "an unknown runtime": (
+        "latency: {limit_ms: 1, runtimes: [tflite]}",
+        "expected onnxruntime, openvino, got 'tflite'",
+    ),
     "a share over one": ("search: {subset: 1.5}", "search.subset: Input should be less than or equal to 1"),
     "a missing root": ("data: {}", "data.root: missing; set it in the file or with --set data.root=VALUE"),
 }
