@@ -59,7 +59,7 @@ def look_closer(index: Index) -> dict[str, Any]:
 
 
 def _look(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """(grey levels without their mean, of length 1; the hash in 64-bit words; width and height as shown)."""
+    """(grey levels, uint8; the hash in 64-bit words; width and height as shown)."""
     import imagehash
 
     with Image.open(path) as file:
@@ -68,11 +68,9 @@ def _look(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
         file.draft("L", (4 * _SIDE, 4 * _SIDE))
         image = ImageOps.exif_transpose(file).convert("L")
     small = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    levels = np.asarray(small, np.float32).ravel()
-    levels -= levels.mean()
     bits = imagehash.dhash(small, hash_size=_HASH_SIDE).hash.ravel()
     words = np.packbits(bits).view(np.uint64)
-    return levels / max(float(np.linalg.norm(levels)), 1e-6), words, (height, width) if turned else (width, height)
+    return np.asarray(small).ravel(), words, (height, width) if turned else (width, height)
 
 
 def _pairs(hashes: np.ndarray, grey: np.ndarray) -> list[tuple[int, int, float]]:
@@ -81,9 +79,16 @@ def _pairs(hashes: np.ndarray, grey: np.ndarray) -> list[tuple[int, int, float]]
     for start in range(0, len(hashes), step):
         differ = np.bitwise_count(hashes[start : start + step, None] ^ hashes[None, start:]).sum(2)
         for i, j in np.argwhere(differ <= _BITS):
-            if j > i and (alike := float(grey[start + i] @ grey[start + j])) >= _CORRELATION:
+            if j > i and (alike := _correlation(grey[start + i], grey[start + j])) >= _CORRELATION:
                 found.append((start + int(i), start + int(j), alike))
     return found
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """0 where one is of one grey throughout, which correlates with nothing."""
+    a, b = (levels - levels.mean(dtype=np.float32) for levels in (one, other))
+    both = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / both if both else 0.0
 
 
 def _sizes(paths: Sequence[str], sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:

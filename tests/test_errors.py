@@ -137,14 +137,15 @@ SHOWN = {
     SpecError: (
         spec_error,
         2,
-        "{tmp}/net.yaml: layer 0: module: unknown block 'InvertedResidualv4' (did you mean 'InvertedResidualv3'?); known: ",
+        "{tmp}/net.yaml: layer 0: module: unknown block 'InvertedResidualv4' (did you mean 'InvertedResidualv3'?); "
+        "known: ",
     ),
     InputError: (input_error, 2, "{tmp}/gone.onnx: no such file"),
     LatencyError: (
         latency_error,
         4,
-        "nobody@127.0.0.1: nothing listens on that port; check the port in target, and sshd there (ssh: connect to host "
-        "127.0.0.1 port 9: Connection refused)",
+        "nobody@127.0.0.1: nothing listens on that port; check the port in target, and sshd there (ssh: connect to "
+        "host 127.0.0.1 port 9: Connection refused)",
     ),
     ExportError: (export_error, 4, "{tmp}/model.onnx: ONNX Runtime cannot load it: "),
     FormatError: (
