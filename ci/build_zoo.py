@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from export.onnx_export import export_onnx
 from models.build import build
 from models.spec import ModelSpec
-from pipeline.checkpoint import student_card
+from pipeline.training.checkpoint import student_card
 
 
 def main() -> None:

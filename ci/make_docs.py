@@ -17,7 +17,7 @@ from typer.cli import get_docs_for_click  # noqa: E402
 
 from models.blocks import BUILDERS  # noqa: E402
 from models.language import ACTIVATIONS, BLOCKS, KINDS, Block  # noqa: E402
-from pipeline.cli import app  # noqa: E402
+from pipeline.cli.app import app  # noqa: E402
 from pipeline.config import BuildConfig  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from pipeline.cli import main as cli_main
+    from pipeline.cli.app import main as cli_main
 
     cli_main()
 

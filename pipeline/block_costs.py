@@ -16,8 +16,8 @@ from latency.records import Subject
 from latency.sampling import Plan
 from models.build import build, profile
 from models.spec import ModelSpec
-from pipeline.checkpoint import student_card
-from pipeline.measured import forms
+from pipeline.search.measured import forms
+from pipeline.training.checkpoint import student_card
 
 _PLAN = Plan(samples=100, seconds=0.5, warmup_seconds=0.3)
 

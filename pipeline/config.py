@@ -139,9 +139,9 @@ class Search(Section):
     start: tuple[dict[str, Any], ...] = ()
     """Parameters of trials to begin with; `edgebuild narrow` writes round 1's best."""
     sampler: Sampler = "ehvi"
-    """ehvi (expected hypervolume improvement, `pipeline.ehvi`) and tpe (Optuna's, multivariate) learn from candidates
-    that were rejected; Optuna's gp, nsga2, nsga3 and random do not. sweep: all combinations are measured, then those
-    that keep the limit are trained, the slowest first."""
+    """ehvi (expected hypervolume improvement) and tpe (Optuna's, multivariate) learn from candidates that were
+    rejected; Optuna's gp, nsga2, nsga3 and random do not. sweep: all combinations are measured, then those that keep
+    the limit are trained, the slowest first."""
     measure: Annotated[tuple[Form, ...], Field(min_length=1)] | None = None
     """Forms to time a candidate in, the fastest counts; null: all of latency.runtimes and latency.precisions but INT8,
     which takes seconds to make."""

@@ -10,13 +10,13 @@ from export.preprocess import find_images
 from export.quantize import calibration_images
 from latency.host import INT8_DOT, this_host
 from latency.records import model_files
-from pipeline.candidates import run_source
-from pipeline.checkpoint import load_checkpoint, restore
 from pipeline.config import Quantize
 from pipeline.errors import PipelineError
 from pipeline.run import run_one
-from pipeline.ship import write_f32
+from pipeline.ship.candidates import run_source
+from pipeline.ship.stages import write_f32
 from pipeline.stages import Run
+from pipeline.training.checkpoint import load_checkpoint, restore
 
 
 def export_run(run: Run, names: tuple[str, ...], folder: Path | None) -> list[dict[str, Any]]:

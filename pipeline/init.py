@@ -11,7 +11,7 @@ from PIL import Image
 from export.preprocess import ImageError
 from latency.host import INT8_DOT, Host, this_host
 from pipeline.config import load_config
-from pipeline.data import SPLITS, Index, scan
+from pipeline.data.index import SPLITS, Index, scan
 from pipeline.errors import PipelineError
 from pipeline.files import write_text
 from pipeline.stages import Say
@@ -131,8 +131,8 @@ def proposed_limit_ms(host: Host, say: Say) -> float:
     import tempfile
 
     from models.spec import ModelSpec
-    from pipeline.checkpoint import student_card
-    from pipeline.measured import CandidateTimer, forms
+    from pipeline.search.measured import CandidateTimer, forms
+    from pipeline.training.checkpoint import student_card
 
     say(f"no --limit-ms was given: timing {_REFERENCE} of the zoo, to propose one")
     spec = ModelSpec.load(_REFERENCE)

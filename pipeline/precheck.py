@@ -11,11 +11,11 @@ from models.language import nearest
 from models.pretrained import check_name, first_line, network
 from models.spec import ModelSpec
 from pipeline.errors import PipelineError
-from pipeline.find import online, weights_key
-from pipeline.progress import Checkpoints, Epoch
-from pipeline.spaces import search_space
+from pipeline.search.spaces import search_space
 from pipeline.stages import Run
-from pipeline.teach import check_size, frozen, section
+from pipeline.training.begin import online, weights_key
+from pipeline.training.progress import Checkpoints, Epoch
+from pipeline.training.teach import check_size, frozen, section
 
 
 def check_before(run: Run) -> None:

@@ -3,37 +3,44 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline import FORMAT, distill, find, precheck, race, search_stage, select, ship, teach
+from pipeline import FORMAT, precheck
+from pipeline.data.stage import DATA
 from pipeline.errors import NoCandidate, PipelineError
 from pipeline.files import read_json, write_json
-from pipeline.insight import importances_by_objective
-from pipeline.live import enter_stage
+from pipeline.search.basis import open_search
+from pipeline.search.insight import importances_by_objective
+from pipeline.search.select import SELECT
+from pipeline.search.stage import SEARCH
+from pipeline.search.tally import rows_of
+from pipeline.ship import stages as ship
+from pipeline.ship.race import VERIFY
+from pipeline.show.live import enter_stage
 from pipeline.stages import Done, Run, Stage, current, key_of, perform
 from pipeline.study import load_study, own_trials
-from pipeline.tally import rows_of
+from pipeline.training import distill, teach
 
 RESULT, UNFINISHED = "result.json", "unfinished"
 
 STAGES: tuple[Stage, ...] = (
-    find.DATA,
-    search_stage.SEARCH,
-    select.SELECT,
+    DATA,
+    SEARCH,
+    SELECT,
     teach.TEACH,
     distill.DISTILL,
     ship.EXPORT,
     ship.QUANTIZE,
-    race.VERIFY,
+    VERIFY,
     ship.GATE,
     ship.BUNDLE,
     ship.PREFLIGHT,
 )
 
 
-_FIRST: dict[str, tuple[Stage, ...]] = {"search": (find.DATA,)}
+_FIRST: dict[str, tuple[Stage, ...]] = {"search": (DATA,)}
 _FIRST_OF_NAMED = {
-    "select": (find.DATA,),
-    "teach": (find.DATA, select.SELECT),
-    "distill": (find.DATA, select.SELECT),
+    "select": (DATA,),
+    "teach": (DATA, SELECT),
+    "distill": (DATA, SELECT),
 }
 """What takes seconds is part of a user's first step: the data, and the choice of an architecture that is named."""
 _UNWANTED = {
@@ -55,7 +62,7 @@ def run_all(run: Run) -> dict[str, Any]:
         except NoCandidate as error:
             reasons = [str(error)]
             break
-        if stage is find.DATA and teach.TEACH.wanted(run.config):
+        if stage is DATA and teach.TEACH.wanted(run.config):
             teach.check_origin(run)
         if stage is ship.GATE and done[-1].summary["verdict"] != "pass":
             reasons = done[-1].summary["reasons"]
@@ -104,9 +111,9 @@ def _candidates(run: Run, result: dict[str, Any]) -> tuple[list[dict[str, Any]],
         found = run.read("search", "trials.json")
         return found["trials"], found.get("importances", {})
     begun = run.config.search.storage or (run.folder / "study" / "study.db").is_file()
-    if not begun or "data" not in done or not search_stage.SEARCH.wanted(run.config):
+    if not begun or "data" not in done or not SEARCH.wanted(run.config):
         return [], {}
-    search = find.open_search(run)
+    search = open_search(run)
     trials = own_trials(load_study(search.url, search.study_name))
     return rows_of(trials), importances_by_objective(trials)
 

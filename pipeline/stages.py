@@ -30,7 +30,7 @@ from pipeline import FORMAT
 from pipeline.config import BuildConfig, check_config
 from pipeline.errors import EnvironmentProblem, PipelineError
 from pipeline.files import write_json, write_text
-from pipeline.runlog import log
+from pipeline.show.log import log
 
 MANIFEST = "manifest.json"
 SCRATCH = "scratch"

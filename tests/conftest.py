@@ -57,14 +57,14 @@ def draw_photos(folder: Path, **counts: int) -> None:
     """So many of each of three classes of the drawn set, by split."""
     import numpy as np
 
-    from pipeline import demo_data
+    from pipeline.data import demo
 
     for s, (split, count) in enumerate(counts.items()):
         for k, kind in enumerate(("checks", "dots", "stripes")):
             target = folder / split / kind
             target.mkdir(parents=True)
             for i in range(count):
-                demo_data.draw(kind, np.random.default_rng([0, s, k, i])).save(target / f"{i}.jpg")
+                demo.draw(kind, np.random.default_rng([0, s, k, i])).save(target / f"{i}.jpg")
 
 
 @pytest.fixture(scope="session")

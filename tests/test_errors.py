@@ -27,12 +27,12 @@ from latency.runners import open_session
 from latency.target import machine_of
 from models.language import SpecError
 from models.spec import ModelSpec
-from pipeline.choose import Rule, choose
+from pipeline.cli.edge import explain
 from pipeline.config import load_config
-from pipeline.edge import explain
 from pipeline.errors import EnvironmentProblem, NoCandidate, OutOfMemory, PipelineError
+from pipeline.search.choose import Rule, choose
 from pipeline.stages import open_run
-from pipeline.train import _what_fits
+from pipeline.training.loop import _what_fits
 from tests.conftest import ROOT
 
 PACKAGES = ("models", "latency", "export", "pipeline")

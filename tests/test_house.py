@@ -16,6 +16,16 @@ MAY_IMPORT = {
     "export": {"models", "latency"},
     "pipeline": {"export", "models", "latency"},
 }
+WITHIN = {
+    "show": set(),
+    "data": set(),
+    "training": {"data", "show"},
+    "search": {"training", "data", "show"},
+    "ship": {"search", "training", "data", "show"},
+    "report": {"search", "data"},
+    "cli": {"report", "ship", "search", "training", "data", "show"},
+}
+"""Of pipeline: a folder, and those that it may import, beside the modules that lie in none."""
 ON_A_TARGET = {
     "latency": {"numpy", "onnxruntime", "openvino"},
     "export/preprocess.py": {"numpy", "PIL"},
@@ -39,6 +49,16 @@ def test_imports_run_downwards(package):
     for path in (ROOT / package).rglob("*.py"):
         ours = set(imports(path)) & set(PACKAGES)
         assert ours <= MAY_IMPORT[package] | {package}, path
+
+
+@pytest.mark.parametrize("folder", WITHIN)
+def test_within_pipeline_too(folder):
+    assert {p.parent.name for p in (ROOT / "pipeline").glob("*/*.py")} == set(WITHIN)
+    for path in (ROOT / "pipeline" / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline."):
+                other = str(node.module).split(".")[1]
+                assert other not in WITHIN or other in WITHIN[folder] | {folder}, f"{path}: {node.module}"
 
 
 @pytest.mark.parametrize("part", ON_A_TARGET)

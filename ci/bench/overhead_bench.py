@@ -1,8 +1,8 @@
 """What a trial costs beside export, timing and training, in a study that already has 1,000: SQLite beside PostgreSQL.
 
-`python ci/bench/overhead_bench.py [--trials 1000] [--storage postgresql://...]`. The loop of `pipeline.loop` runs as
-it is; its timer and its trainer answer at once with drawn figures, since what they take is not asked for here. Without
---storage a server is started on loopback where PostgreSQL is installed. Both studies take turns. JSON beside.
+`python ci/bench/overhead_bench.py [--trials 1000] [--storage postgresql://...]`. `pipeline.search.loop` runs as it is;
+its timer and its trainer answer at once with drawn figures, since what they take is not asked for here.
+Without --storage a server is started on loopback where PostgreSQL is installed. Both studies take turns. JSON beside.
 """
 
 import argparse
@@ -22,14 +22,14 @@ import optuna
 
 from latency.host import this_host
 from pipeline.config import check_config
-from pipeline.data import Index
+from pipeline.data.index import Index
 from pipeline.files import write_json
-from pipeline.loop import step
-from pipeline.measured import Timing
-from pipeline.progress import Epoch
-from pipeline.search import Search
-from pipeline.short import Trainer
-from pipeline.train import Fit
+from pipeline.search.basis import Search
+from pipeline.search.loop import step
+from pipeline.search.measured import Timing
+from pipeline.search.short import Trainer
+from pipeline.training.loop import Fit
+from pipeline.training.progress import Epoch
 from tests.postgres import Missing, server
 
 LIMIT_MS = 1.0

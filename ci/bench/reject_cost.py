@@ -25,9 +25,9 @@ from export.onnx_export import deployable
 from latency.host import this_host
 from models.build import build, profile
 from models.space import SearchSpace
-from pipeline.checkpoint import student_card
 from pipeline.files import write_json
-from pipeline.measured import CandidateTimer, Form, forms
+from pipeline.search.measured import CandidateTimer, Form, forms
+from pipeline.training.checkpoint import student_card
 
 FAR_MS, NEAR_MS = 0.05, 50.0
 """Limits: none of the space comes near the first; under the second no timing ends early."""

@@ -3,9 +3,9 @@
 `python ci/bench/samplers_bench.py [--seeds 32] [--samplers lineage filter tpe ehvi ...]`. One seed of `search_bench.py`
 takes half an hour and its F1 is noisy, so five seeds tell samplers apart only where they differ much. Here trees are
 fitted to the latency, F1 and parameters of all that `search_bench.json` has of one host, and each sampler of
-`pipeline.samplers` searches what they predict; F1 has the noise that was seen where one candidate was trained again. A
-reject and a training take as long as the real ones did, and drawing as long as it does. `lineage` and `filter` are the
-baselines of `search_bench.py`. No early stopping here.
+`pipeline.search.samplers` searches what they predict; F1 has the noise that was seen where one candidate was trained
+again. A reject and a training take as long as the real ones did, and drawing as long as it does. `lineage` and `filter`
+are the baselines of `search_bench.py`. No early stopping here.
 
 What comes out holds for that space and those photos, as far as the trees do (R2 is shown). JSON beside.
 """
@@ -36,11 +36,11 @@ from sklearn.model_selection import KFold, cross_val_score
 from models.joined import JoinedSpace
 from models.language import canonical_hash
 from models.space import SearchSpace
-from pipeline.ehvi import draws
 from pipeline.files import write_json
-from pipeline.front import hypervolume
-from pipeline.gaussian import Code
-from pipeline.samplers import sampler
+from pipeline.search.ehvi import draws
+from pipeline.search.front import hypervolume
+from pipeline.search.gaussian import Code
+from pipeline.search.samplers import sampler
 from pipeline.study import quiet_optuna
 
 CLASSES = 6

@@ -5,7 +5,7 @@ training, same measurement of each candidate (its exported model, on this CPU), 
 
 - lineage: every candidate is trained, however slow; Optuna's TPE with three objectives, told what was found;
 - filter: candidates over the limit are told PRUNED untrained, but no constraint: the sampler learns nothing of why;
-- ours: `pipeline.loop` as it is by default; `--arms ours:tpe` and the like: with another `search.sampler`.
+- ours: `pipeline.search.loop` as it is by default; `--arms ours:tpe` and the like: with another `search.sampler`.
 
 What finishes after the time is up does not count. The best F1 of many trainings flatters whoever trains most, so the
 candidate that has it is trained again after the time, with three other seeds. Resumable: each arm is stored when it is
@@ -42,18 +42,19 @@ from latency.machine import LOCAL
 from models.build import profile
 from models.language import SpecError
 from models.pretrained import Normalisation
-from pipeline.checkpoint import student_card
 from pipeline.config import Stop, check_config
+from pipeline.data.stage import DATA
 from pipeline.files import write_text
-from pipeline.find import DATA, load_arrays, open_search
-from pipeline.front import hypervolume
-from pipeline.limits import best_form
-from pipeline.loop import run_search
-from pipeline.search import Search, candidate_timer
+from pipeline.search.basis import Search, candidate_timer, open_search
+from pipeline.search.front import hypervolume
+from pipeline.search.limits import best_form
+from pipeline.search.loop import run_search
+from pipeline.search.stopping import Curve, replay
+from pipeline.search.tally import DETAILS, fate
 from pipeline.stages import Run, perform
-from pipeline.stopping import Curve, replay
 from pipeline.study import open_study, own_trials
-from pipeline.tally import DETAILS, fate
+from pipeline.training.begin import load_arrays
+from pipeline.training.checkpoint import student_card
 
 ARMS = ("lineage", "filter", "ours")
 AGAIN = 3

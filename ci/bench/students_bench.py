@@ -30,15 +30,15 @@ from models.build import profile
 from models.language import canonical_hash
 from models.space import Hyper
 from models.spec import ModelSpec
-from pipeline.checkpoint import restore
 from pipeline.config import BuildConfig, load_config
-from pipeline.distill import SOFT_LABELS, student_arrays, train_student
+from pipeline.data.stage import load_index
 from pipeline.files import write_json
-from pipeline.find import load_index
-from pipeline.inputs import predict
 from pipeline.run import run_one
-from pipeline.select import load_student
 from pipeline.stages import Run, open_run
+from pipeline.training.begin import load_student
+from pipeline.training.checkpoint import restore
+from pipeline.training.distill import SOFT_LABELS, student_arrays, train_student
+from pipeline.training.inputs import predict
 
 _HERE = Path(__file__).resolve().parent
 

@@ -2,7 +2,7 @@
 
 `python ci/bench/train_bench.py [--images FOLDER] [--models NAME ...] [--rounds N]`. Three arms in turn, each the same
 network, batch and optimizer for the same number of steps: plain (torchvision's ImageFolder and transforms, a DataLoader
-with a worker a core, NCHW), ours (`pipeline.train.fit` as for a student: decoded images kept, crops in batches,
+with a worker a core, NCHW), ours (`pipeline.training.loop.fit` as for a student: decoded images kept, crops in batches,
 channels last, EMA, bf16 where that pays), and bare (ours with each batch already in memory). Without FOLDER: drawn
 JPEGs of 512 x 384. Table on screen, JSON beside.
 """
@@ -30,12 +30,12 @@ from latency.host import this_host
 from models import torchvision_ops
 from models.build import build
 from models.spec import ModelSpec
-from pipeline.checkpoint import pixels
-from pipeline.data import scan
-from pipeline.images import decoded, train_size
-from pipeline.inputs import Arrays, bf16_pays, pick_device
-from pipeline.train import Recipe, fit
-from pipeline.views import View
+from pipeline.data.images import decoded, train_size
+from pipeline.data.index import scan
+from pipeline.training.checkpoint import pixels
+from pipeline.training.inputs import Arrays, bf16_pays, pick_device
+from pipeline.training.loop import Recipe, fit
+from pipeline.training.views import View
 
 torchvision_ops.ensure()
 

@@ -9,8 +9,8 @@ import yaml
 
 from models.build import profile
 from models.spec import ModelSpec
-from pipeline.data import Index
-from pipeline.find import load_index
+from pipeline.data.index import Index
+from pipeline.data.stage import load_index
 from pipeline.report import figures, photos
 from pipeline.report.figures import Chart
 from pipeline.stages import Run

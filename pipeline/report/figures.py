@@ -16,8 +16,8 @@ import plotly.graph_objects as go
 from optuna.trial import TrialState
 from optuna.visualization import plot_optimization_history
 
+from pipeline.search.tally import REJECTED, STOPPED, TRAINED
 from pipeline.study import quiet_optuna
-from pipeline.tally import REJECTED, STOPPED, TRAINED
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3b82d6", "#d9730d", "#2a9d62", "#d64545", "#868b94"
 """Each at least 3 : 1 against white and against near-black (WCAG 2.2, 1.4.11)."""
@@ -27,7 +27,7 @@ _MOST_PARAMETERS, _MOST_OPERATORS = 12, 14
 _BAR_PX, _FRAME_PX = 26, 130
 
 Rows = Sequence[dict[str, Any]]
-"""As `pipeline.tally.rows_of` has them."""
+"""As `pipeline.search.tally.rows_of` has them."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def importances(shares: dict[str, dict[str, float]]) -> Chart:
 
 
 def learning(records: dict[str, dict[str, Any]]) -> list[Chart]:
-    """records: who -> the training's record (`pipeline.train.Fit.record`)."""
+    """records: who -> the training's record (`pipeline.training.loop.Fit.record`)."""
     colours = dict(zip(records, (GREEN, BLUE), strict=False))
     f1, loss = [], []
     for who, record in records.items():

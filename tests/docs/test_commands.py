@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from export import sandbox
-from pipeline.cli import app
+from pipeline.cli.app import app
 from tests.conftest import ROOT, draw_photos
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from pipeline.cli import app
+from pipeline.cli.app import app
 from pipeline.config import BuildConfig
 from tests.conftest import ROOT
 

@@ -14,7 +14,7 @@ from export.preprocess import Preprocess
 from export.qat import save_quantized, with_quantizers
 from models.build import build
 from models.spec import ModelSpec
-from pipeline.losses import distillation
+from pipeline.training.losses import distillation
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def test_an_interrupt_is_one_line_and_code_130(tiny, tmp_path, sent):
 
 _LOSES_IT = """
 import os, signal, typer
-from pipeline.edge import guarded, say
+from pipeline.cli.edge import guarded, say
 
 class Thing:
     def __del__(self):
@@ -143,7 +143,7 @@ _IN_A_CALLBACK = """
 import os, signal, onnx, onnxsim, typer
 from onnx import helper
 from onnxsim import onnx_simplifier
-from pipeline.edge import guarded, say
+from pipeline.cli.edge import guarded, say
 
 run = onnx_simplifier.PyModelExecutor.Run
 

@@ -6,11 +6,11 @@ from torch import nn
 
 from models import torchvision_ops
 from models.pretrained import Normalisation
-from pipeline.answers import Finished, answers
 from pipeline.config import Augment
-from pipeline.inputs import normalise
-from pipeline.train import Recipe
-from pipeline.views import View
+from pipeline.training.answers import Finished, answers
+from pipeline.training.inputs import normalise
+from pipeline.training.loop import Recipe
+from pipeline.training.views import View
 
 torchvision_ops.ensure()
 

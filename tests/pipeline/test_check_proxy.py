@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.check_proxy import rank_correlation, repeat_noise
+from pipeline.search.check_proxy import rank_correlation, repeat_noise
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says():

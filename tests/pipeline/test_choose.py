@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import select
-from pipeline.choose import Row, Rule, choose, pareto
 from pipeline.config import Score
 from pipeline.errors import NoCandidate, PipelineError
-from pipeline.finalists import Again
-from pipeline.score import score
+from pipeline.search import select
+from pipeline.search.choose import Row, Rule, choose, pareto
+from pipeline.search.finalists import Again
+from pipeline.search.score import score
 
 ROUND2 = [  # the report's six rows: trial, F1, ms, parameters, px
     Row(16, 0.405237, 1.363699, 1_586_740, 224),

@@ -15,8 +15,8 @@ import pytest
 from latency import check, compare, selftest
 from latency.machine import CONTROL
 from latency.records import Subject
-from pipeline import cli_latency
-from pipeline.cli import gate_command
+from pipeline.cli import latency as cli_latency
+from pipeline.cli.app import gate_command
 from pipeline.errors import PipelineError
 from pipeline.regression import as_junit, as_markdown, built, read_baseline, worst
 from tests.conftest import ROOT

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import demo_data
-from pipeline.data import Index, list_files, scan, summary
+from pipeline.data import demo
+from pipeline.data.index import Index, list_files, scan, summary
 from pipeline.errors import PipelineError
 
 
@@ -126,7 +126,7 @@ def test_a_tree_of_no_use_is_refused(case, tmp_path):
 
 
 def test_the_demo_draws_the_same_bytes_for_a_seed():
-    a, b, c = (np.asarray(demo_data.draw("waves", np.random.default_rng([s, 0, 0, 0]))) for s in (1, 1, 2))
+    a, b, c = (np.asarray(demo.draw("waves", np.random.default_rng([s, 0, 0, 0]))) for s in (1, 1, 2))
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
 
@@ -134,12 +134,12 @@ def test_the_demo_draws_the_same_bytes_for_a_seed():
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     root = tmp_path_factory.mktemp("demo") / "set"
-    demo_data.write(root, 0)
+    demo.write(root, 0)
     return scan(root, 0)
 
 
 def test_the_demo_is_imbalanced_whole_and_168_px(drawn):
-    assert drawn.counts() == demo_data.COUNTS
+    assert drawn.counts() == demo.COUNTS
     assert not drawn.skipped
     assert Image.open(drawn.paths("val")[0]).size == (168, 168)
 
@@ -164,8 +164,8 @@ def test_a_small_network_passes_four_fifths_on_the_demo(drawn, tmp_path):
     from export.preprocess import Preprocess
     from models.build import build
     from models.spec import ModelSpec
-    from pipeline.images import decoded, train_size
-    from pipeline.train import Arrays, Recipe, fit
+    from pipeline.data.images import decoded, train_size
+    from pipeline.training.loop import Arrays, Recipe, fit
 
     arrays = Arrays(
         decoded(drawn, "train", Preprocess(train_size(168)), tmp_path),

@@ -8,11 +8,13 @@ import torch
 from torch.nn import functional
 
 from models.spec import ModelSpec
-from pipeline import distill, find, select, teach
 from pipeline.config import load_config
-from pipeline.losses import class_weights
+from pipeline.data.stage import DATA, load_index
+from pipeline.search import select
 from pipeline.stages import open_run, perform
-from pipeline.train import Recipe
+from pipeline.training import distill, teach
+from pipeline.training.loop import Recipe
+from pipeline.training.losses import class_weights
 
 SETTINGS = [
     "student.model=cpu_small",
@@ -36,7 +38,7 @@ def run(tiny, tmp_path_factory):
     """With photos and a teacher, which never saw a choice of student."""
     folder = tmp_path_factory.mktemp("distill") / "run"
     with open_run(folder, load_config(tiny, SETTINGS), lambda line: None) as found:
-        perform(find.DATA, found)
+        perform(DATA, found)
         perform(teach.TEACH, found)
         yield found
 
@@ -46,7 +48,7 @@ def recipe_of(run):
 
 
 def test_stored_answers_are_those_to_the_views_that_are_shown(run, tmp_path):
-    index, recipe = find.load_index(run), recipe_of(run)
+    index, recipe = load_index(run), recipe_of(run)
     ask, count = distill._asked(run, index, recipe), len(index.labels("train"))
     stored = distill._soft_labels(run, ask, recipe, count, tmp_path)
     assert [part.shape for part in stored] == [(count, 3)] * 2
@@ -57,7 +59,7 @@ def test_stored_answers_are_those_to_the_views_that_are_shown(run, tmp_path):
 
 
 def test_answers_that_a_killed_process_has_stored_are_not_asked_for_again(run, tmp_path):
-    index, recipe = find.load_index(run), recipe_of(run)
+    index, recipe = load_index(run), recipe_of(run)
     asked, own, count = [], distill._asked(run, index, recipe), len(index.labels("train"))
 
     def ask(view, indices):
@@ -75,7 +77,7 @@ def test_answers_that_a_killed_process_has_stored_are_not_asked_for_again(run, t
 
 def test_class_weights_belong_to_the_cross_entropy_only(run, tmp_path):
     """The loss is share x T^2 x KL + (1 - share) x weighted CE, reckoned here by hand."""
-    index, recipe = find.load_index(run), replace(recipe_of(run), balance="inverse")
+    index, recipe = load_index(run), replace(recipe_of(run), balance="inverse")
     labels = np.array(index.labels("train"))
     skewed = replace(index, splits={**index.splits, "train": index.splits["train"][:-10]})  # one class is rarer then
     few = np.array(skewed.labels("train"))

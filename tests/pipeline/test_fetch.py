@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import demo_data
-from pipeline.fetch import SOURCES, Source, split_of
+from pipeline.data import demo
+from pipeline.data.fetch import SOURCES, Source, split_of
 from tests.conftest import ROOT
 from tests.hub import Hub, serve
 
@@ -31,7 +31,7 @@ def archive(more_bytes: int = 0) -> bytes:
     for kind in ("checks", "dots"):
         for i in range(1, PHOTOS + 1):
             photo = io.BytesIO()
-            demo_data.draw(kind, rng).save(photo, "JPEG")
+            demo.draw(kind, rng).save(photo, "JPEG")
             drawn[f"dataset-resized/{kind}/{kind}{i}.jpg"] = photo.getvalue()
     drawn["dataset-resized/dots/dots3.jpg"] = drawn["dataset-resized/checks/checks5.jpg"]
     with zipfile.ZipFile(buffer, "w") as file:
@@ -46,7 +46,7 @@ def fetched(hub: Hub, tmp_path: Path, sha256: str | None = None) -> "subprocess.
     source = Source("garythung/trashnet", "dataset-resized.zip", sha256 or "", 2 * PHOTOS, "MIT")
     code = (
         "import json, pathlib, sys\nfrom pipeline.errors import PipelineError\n"
-        "from pipeline.fetch import Source, fetch\n"
+        "from pipeline.data.fetch import Source, fetch\n"
         f"try: print(json.dumps(fetch({source!r}, pathlib.Path('set'), lambda text: None)))\n"
         "except PipelineError as error: sys.exit(f'{type(error).__name__}: {error}')"
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from optuna._hypervolume import compute_hypervolume
 
-from pipeline.front import hypervolume
+from pipeline.search.front import hypervolume
 
 
 def test_by_hand():

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import demo_data
-from pipeline.data import scan
-from pipeline.likeness import look_closer
+from pipeline.data import demo
+from pipeline.data.index import scan
+from pipeline.data.likeness import look_closer
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def photos(tmp_path):
         for kind in ("checks", "dots"):
             (tmp_path / split / kind).mkdir(parents=True)
             for i in range(4):
-                demo_data.draw(kind, rng).save(tmp_path / split / kind / f"{i}.jpg")
+                demo.draw(kind, rng).save(tmp_path / split / kind / f"{i}.jpg")
     return tmp_path
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline.config import check_config
-from pipeline.limits import best_form, over_limits, shipped_over, told_over
-from pipeline.measured import Timing
+from pipeline.search.limits import best_form, over_limits, shipped_over, told_over
+from pipeline.search.measured import Timing
 
 
 def config(**limits):

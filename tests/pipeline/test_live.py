@@ -10,7 +10,7 @@ import pytest
 
 from latency.machine import CONTROL
 from pipeline.config import load_config
-from pipeline.runlog import log
+from pipeline.show.log import log
 from pipeline.stages import open_run
 from tests.conftest import ROOT
 
@@ -61,7 +61,7 @@ def test_a_training_shows_stage_speed_best_and_time_left(tmp_path):
     """On a terminal; by what the bar is given."""
     code = """
 import time
-from pipeline.live import bar, best_so_far, enter_stage
+from pipeline.show.live import bar, best_so_far, enter_stage
 enter_stage("distill (5 of 11)")
 best_so_far("best F1 0.9125")
 with bar("the student", "images") as tick:

@@ -13,9 +13,9 @@ from models.language import SpecError
 from models.space import SearchSpace
 from pipeline.config import check_config, load_config
 from pipeline.errors import PipelineError
-from pipeline.insight import importances, latency_of, loss_of, what_helps
-from pipeline.narrow import narrowed, write_round2
-from pipeline.spaces import check_space, search_space
+from pipeline.search.insight import importances, latency_of, loss_of, what_helps
+from pipeline.search.narrow import narrowed, write_round2
+from pipeline.search.spaces import check_space, search_space
 
 CPU = JoinedSpace((SearchSpace.load("cpu"),))
 

@@ -15,8 +15,8 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from pipeline.errors import EnvironmentProblem, PipelineError
+from pipeline.search.tally import TRAINED, fate
 from pipeline.study import database_url, open_study, take_up
-from pipeline.tally import TRAINED, fate
 from tests.conftest import ROOT
 from tests.postgres import Missing, server
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline import demo_data
 from pipeline.config import check_config
+from pipeline.data import demo
 from pipeline.errors import EnvironmentProblem
 from pipeline.report import write
 from pipeline.run import report, standing
@@ -41,7 +41,7 @@ def golden(folder: Path) -> Path:
             sample["path"] = f"test/{i}<b onmouseover=alert(3)>.jpg"
         path = folder / "photos" / sample["path"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        demo_data.draw("dots", rng).save(path)
+        demo.draw("dots", rng).save(path)
     (run / "data/index.json").write_text(json.dumps(index))
     return run
 

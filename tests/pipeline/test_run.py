@@ -12,11 +12,11 @@ from sklearn.metrics import f1_score
 
 from export import sandbox
 from export.onnx_export import deployable
-from pipeline.accuracy import Judge, accuracy_control
-from pipeline.candidates import artifacts, split_arrays, time_in_turn, torch_logits
-from pipeline.checkpoint import load_checkpoint, restore
 from pipeline.config import load_config
+from pipeline.ship.accuracy import Judge, accuracy_control
+from pipeline.ship.candidates import artifacts, split_arrays, time_in_turn, torch_logits
 from pipeline.stages import open_run
+from pipeline.training.checkpoint import load_checkpoint, restore
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow

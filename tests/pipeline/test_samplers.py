@@ -10,10 +10,10 @@ from optuna.trial import TrialState, create_trial
 from models.joined import JoinedSpace
 from models.language import SpecError, canonical_hash
 from models.space import SearchSpace
-from pipeline.ehvi import STARTUP, _Forecast, _mixed, draws
-from pipeline.front import hypervolume
-from pipeline.gaussian import Code
-from pipeline.samplers import sampler, warning
+from pipeline.search.ehvi import STARTUP, _Forecast, _mixed, draws
+from pipeline.search.front import hypervolume
+from pipeline.search.gaussian import Code
+from pipeline.search.samplers import sampler, warning
 from pipeline.study import quiet_optuna
 
 LIMIT_MS = 0.5

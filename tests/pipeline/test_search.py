@@ -12,14 +12,15 @@ from latency.errors import LatencyError
 from latency.measure import WarmTimer
 from models.language import SpecError
 from models.spec import ModelSpec
-from pipeline import find, loop, measured, short, trial
-from pipeline.checkpoint import student_card
 from pipeline.config import load_config
 from pipeline.errors import EnvironmentProblem, OutOfMemory, PipelineError
-from pipeline.inputs import Arrays
-from pipeline.measured import CandidateTimer, Form
 from pipeline.run import run_one
+from pipeline.search import loop, measured, short, trial
+from pipeline.search.basis import open_search
+from pipeline.search.measured import CandidateTimer, Form
 from pipeline.stages import open_run
+from pipeline.training.checkpoint import student_card
+from pipeline.training.inputs import Arrays
 from tests.conftest import draw_photos
 
 SPEC = ModelSpec.parse(
@@ -198,7 +199,7 @@ def test_what_the_study_knows_is_neither_timed_nor_trained_again(tiny, tmp_path,
         (params,) = [t["parameters"] for t in run.read("search", "trials.json")["trials"]]
         for kept in ("trained", "measurements"):
             shutil.rmtree(run.folder / "study" / kept)
-        opened = find.open_search(run)
+        opened = open_search(run)
         opened.open().enqueue_trial(params)
     monkeypatch.setattr(short, "fit", None)
     monkeypatch.setattr(measured, "write_form", None)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import Stop
-from pipeline.stopping import Curve, hopeless, replay
+from pipeline.search.stopping import Curve, hopeless, replay
 
 RULE = Stop(share=0.25, epochs=2, least=4, similar=1.15)
 PEERS = [Curve(1.0, (0.1, 0.2 + 0.1 * i, 0.3 + 0.1 * i)) for i in range(5)]  # after two epochs: .2 .3 .4 .5 .6

@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from pipeline import study as studies
 from pipeline.config import load_config, without_password
 from pipeline.errors import EnvironmentProblem, PipelineError
+from pipeline.search.tally import Tally, used_up
 from pipeline.study import (
     alive,
     database_url,
@@ -25,7 +26,6 @@ from pipeline.study import (
     take_up,
     take_up_lost,
 )
-from pipeline.tally import Tally, used_up
 from tests.conftest import ROOT
 
 ARGS = (("maximize", "minimize"), ("F1", "ms"))

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline import find, precheck, teach
+from pipeline import precheck
 from pipeline.config import load_config
+from pipeline.data.stage import DATA
 from pipeline.errors import PipelineError
 from pipeline.stages import open_run, perform
+from pipeline.training import teach
 
 SETTINGS = ["teacher.input_size=32", "teacher.epochs=3", "teacher.learning_rate=1e-3"]
 
@@ -21,7 +23,7 @@ class Killed(Exception):
 def run(tiny, tmp_path):
     said = []
     with open_run(tmp_path / "run", load_config(tiny, SETTINGS), said.append) as found:
-        perform(find.DATA, found)
+        perform(DATA, found)
         yield found
 
 

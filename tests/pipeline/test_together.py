@@ -13,9 +13,9 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
-from pipeline.cluster import TARGET, placed, share_of
+from pipeline.search.cluster import TARGET, placed, share_of
+from pipeline.search.tally import TRAINED, fate
 from pipeline.study import database_url, own_trials
-from pipeline.tally import TRAINED, fate
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow

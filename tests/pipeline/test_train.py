@@ -14,14 +14,14 @@ import torch
 from models import torchvision_ops
 from models.build import build
 from models.spec import ModelSpec
+from pipeline.cli.edge import explain
 from pipeline.config import Augment
-from pipeline.edge import explain
 from pipeline.errors import ENVIRONMENT, EnvironmentProblem
-from pipeline.inputs import Arrays, autocast, pick_device, predict
-from pipeline.losses import CrossEntropy, class_weights, distillation, epoch_order
-from pipeline.probe import classifier_of, fit_classifier
-from pipeline.train import Recipe, fit
-from pipeline.views import View, crop
+from pipeline.training.inputs import Arrays, autocast, pick_device, predict
+from pipeline.training.loop import Recipe, fit
+from pipeline.training.losses import CrossEntropy, class_weights, distillation, epoch_order
+from pipeline.training.probe import classifier_of, fit_classifier
+from pipeline.training.views import View, crop
 from tests.conftest import ROOT
 
 torchvision_ops.ensure()
@@ -359,7 +359,7 @@ def test_freed_memory_is_kept_for_the_next_step():
     """Page faults of a process that asks for the same blocks again and again."""
     code = (
         "import resource, torch\n"
-        "from pipeline.inputs import keep_freed_memory\n"
+        "from pipeline.training.inputs import keep_freed_memory\n"
         "{}\n"
         "for _ in range(10): torch.ones(20_000_000)\n"  # until it owns what it needs
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"

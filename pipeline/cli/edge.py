@@ -1,0 +1,229 @@
+"""The edge of the command line: options that commands share, the run they work on, output, and errors as messages and
+exit codes."""
+
+import contextlib
+import errno
+import functools
+import inspect
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import typer
+
+from pipeline.errors import ENVIRONMENT, INTERRUPTED, USAGE, PipelineError
+from pipeline.show.live import be_quiet, is_quiet
+
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", "-c", help="A build.yaml, or the name of a shipped config.", metavar="CONFIG")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Set a config key; may be repeated.", metavar="KEY=VALUE")
+]
+RunDirOption = Annotated[
+    Path | None, typer.Option("--run-dir", help="The run folder; default runs/CONFIG.", metavar="FOLDER")
+]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option("--device", help="What trains: auto is the GPU where there is one. Timing is always on the target."),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show results and errors only.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def explain(error: BaseException) -> tuple[str, int] | None:
+    """(what to tell the user, exit code) for an error that is expected; None for one that keeps its traceback."""
+    from export.errors import ExportError, FormatError
+    from export.preprocess import ImageError
+    from latency.errors import InputError, LatencyError
+    from models.language import SpecError
+
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; what was finished is kept, the same command goes on from there", INTERRUPTED
+    if isinstance(error, PipelineError):
+        return str(error), error.exit_code
+    if isinstance(error, SpecError | InputError | ImageError | FormatError):
+        return str(error), USAGE
+    if isinstance(error, LatencyError | ExportError):
+        return str(error), ENVIRONMENT
+    if (cause := _disk_full(error)) is not None:
+        where = getattr(cause, "filename", None)
+        return (
+            f"the disk is full{f' (writing {where})' if where else ''}; free some space, or give a --run-dir on "
+            "another disk; what was finished is kept, the same command goes on from there"
+        ), ENVIRONMENT
+    if type(error).__name__ == "StorageInternalError":  # of Optuna, which is not loaded for every command
+        return (
+            "search.storage: the database can be used no more: it went away, or refuses to be written; what was told "
+            "is kept, the same command goes on from there"
+        ), ENVIRONMENT
+    # torch's, of a GPU; and of a CPU, which is a plain RuntimeError
+    no_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError) or no_memory:
+        return "out of memory; lower the batch sizes or the input size", ENVIRONMENT
+    return None
+
+
+def _disk_full(error: BaseException | None) -> BaseException | None:
+    """The full disk behind an error, through whatever libraries wrapped it."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        if any(text in str(error) for text in ("No space left on device", "database or disk is full")):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
+    """The one handler: our own errors become a message and an exit code, anything else keeps its traceback. Gives every
+    command the option --quiet."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, quiet: bool = False, **kwargs: Any) -> None:
+        be_quiet(quiet)
+        sys.unraisablehook = _unraisable
+        signal.signal(signal.SIGTERM, _interrupt)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell has it ignored, behind it
+            signal.signal(signal.SIGINT, _interrupt)
+        try:
+            code = command(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except BaseException as error:
+            _interrupted.clear()
+            known = explain(error)
+            if known is None:  # Python's own code would be 1, which here means that a limit was not kept
+                traceback.print_exc()
+                raise typer.Exit(ENVIRONMENT) from None
+            typer.echo(f"edgebuild: {known[0]}", err=True)
+            raise typer.Exit(known[1]) from None
+        raise typer.Exit(code or 0)
+
+    told = inspect.signature(command)
+    more = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=QuietOption)
+    wrapper.__signature__ = told.replace(parameters=[*told.parameters.values(), more])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {**command.__annotations__, "quiet": QuietOption}
+    return wrapper
+
+
+_interrupted = threading.Event()
+_CATCHES_ALL = "onnxsim"
+"""Its C++ calls Python back, and prints what is raised in there as a traceback of its own, and goes on."""
+
+
+def _interrupt(_: int, frame: FrameType | None) -> None:
+    _interrupted.set()
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == _CATCHES_ALL:
+            return  # the next line told raises it
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _unraisable(lost: Any) -> None:
+    """Python's words about what a destructor raised; not about an interrupt, which is told when it is raised again."""
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+
+
+def say(text: str) -> None:
+    """Tell how a command gets on. Raises the interrupt again that got lost on its way up, in a destructor or in a
+    library that catches everything."""
+    if not is_quiet():
+        typer.echo(text, err=True)
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def chatter_to_stderr() -> Iterator[None]:
+    """Libraries print; stdout is for the result. Also below Python, where C++ prints."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def emit(result: Any, as_json: bool, text: Callable[[], None]) -> None:
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        text()
+
+
+@contextlib.contextmanager
+def opened(
+    config: str | None, overrides: list[str] | None, folder: Path | None, default: str | None, device: str = "auto"
+) -> Iterator[Any]:
+    """A Run from -c, or from the config in --run-dir, or from the default config."""
+    os.environ["EDGEBUILD_DEVICE"] = device  # no key of the config: the same config runs on both
+    from pipeline.config import check_config, config_name, load_config, override
+    from pipeline.show.log import log
+    from pipeline.stages import open_run, run_config
+
+    if config is None and folder is None and default is None:
+        raise PipelineError("give -c CONFIG, or --run-dir of a run that was begun")
+    if config is None and folder is not None and ((folder / "config.yaml").is_file() or default is None):
+        document = run_config(folder)
+        for text in overrides or []:
+            override(document, text)
+        build = check_config(document, str(folder / "config.yaml"))
+    else:
+        name = config or default or ""
+        build = load_config(name, overrides)
+        folder = folder or Path("runs") / config_name(name)
+    with chatter_to_stderr(), open_run(folder, build, say) as run:
+        try:
+            yield run
+        except BaseException as error:
+            known = explain(error)
+            log(folder, f"ended: {known[0] if known else traceback.format_exc()}")
+            raise
+
+
+@contextlib.contextmanager
+def watched(config: str | None, folder: Path | None) -> Iterator[Any]:
+    """A Run to be read, with the config that its folder keeps, while another process may be at work on it."""
+    from pipeline.config import check_config, config_name
+    from pipeline.stages import Run, run_config
+
+    if folder is None and config is None:
+        raise PipelineError("give --run-dir of a run that was begun, or the CONFIG it was begun with")
+    folder = folder or Path("runs") / config_name(config or "")
+    with chatter_to_stderr():
+        yield Run(folder, check_config(run_config(folder), str(folder / "config.yaml")), say)
+
+
+def run_stage(
+    name: str,
+    config: str | None,
+    overrides: list[str] | None,
+    run_dir: Path | None,
+    as_json: bool,
+    show: str = "results.show_summary",
+    device: str = "auto",
+) -> dict[str, Any]:
+    """One stage of a run, and its summary shown. show: MODULE.FUNCTION of pipeline.show that prints it."""
+    with opened(config, overrides, run_dir, default=None, device=device) as run:
+        from pipeline.run import run_one
+
+        done = run_one(name, run)
+    module, function = show.split(".")
+    emit(done.summary, as_json, lambda: getattr(import_module(f"pipeline.show.{module}"), function)(done.summary))
+    return done.summary

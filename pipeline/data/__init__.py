@@ -1,0 +1,1 @@
+"""The photos: read, split, decoded, looked over, fetched or drawn."""

@@ -1,0 +1,44 @@
+"""The stage `data`: which photos there are."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from models.language import canonical_hash
+from pipeline.data import demo
+from pipeline.data.index import Index, list_files, repeated, scan, summary
+from pipeline.stages import Run, Stage
+
+DRAWN = "demo"
+"""data.root of the embedded set, which becomes an output of the stage."""
+
+
+def _data_inputs(run: Run) -> dict[str, Any]:
+    if run.config.data.root == DRAWN:
+        return {"root": DRAWN, "seed": run.config.seed}
+    root = Path(run.config.data.root)
+    files = list_files(root) if root.is_dir() else []
+    return {"root": str(root.resolve()), "seed": run.config.seed, "files": canonical_hash(files)}
+
+
+def _data(run: Run, work: Path) -> dict[str, Any]:
+    if run.config.data.root == DRAWN:
+        demo.write(work / "images", run.config.seed)
+        index = replace(scan(work / "images", run.config.seed), root=str(run.file("data", "images").resolve()))
+    else:
+        index = scan(Path(run.config.data.root), run.config.seed)
+    index.save(work / "index.json")
+    for path, reason in index.skipped.items():
+        run.say(f"data: {path}: skipped: {reason}")
+    for split, count in repeated(index).items():
+        run.say(
+            f"data: {count} files of {split}/ stand in a split before it too, which flatters its figures: take them out"
+        )
+    return summary(index)
+
+
+def load_index(run: Run) -> Index:
+    return Index.load(run.file("data", "index.json"))
+
+
+DATA = Stage("data", (), _data_inputs, _data)

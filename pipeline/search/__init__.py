@@ -1,0 +1,1 @@
+"""Candidates: drawn, timed, rejected or trained, told; the choice."""

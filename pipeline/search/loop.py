@@ -1,0 +1,134 @@
+"""The loop of a search: what is tried first, candidate after candidate until the budget is used, and why it is over."""
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from latency.errors import LatencyError
+from pipeline.search.basis import Search
+from pipeline.search.insight import what_helps
+from pipeline.search.limits import limits_of
+from pipeline.search.measured import Timer
+from pipeline.search.samplers import warning
+from pipeline.search.spaces import check_space
+from pipeline.search.tally import TRAINED, Tally, all_at_work, fate, nearest_miss, rows_of, summary, used_up
+from pipeline.search.trial import LOST, UNFIT, evaluate, no_timing, timed
+from pipeline.study import FREE, agree, alive, known_params, one_at_a_time, own_trials, take_up, take_up_lost
+
+_WAIT_S = 1.0
+_HINT_AFTER = 30
+"""Rejects without a single candidate that keeps the limits, after which it is said what would help."""
+
+
+def run_search(search: Search, timer: Timer) -> dict[str, Any]:
+    """Go on with the study until its budget is used; the summary and all trials. Raises PipelineError."""
+    study = prepare(search, timer)
+    return conclude(search, study, work(search, study, timer))
+
+
+def conclude(search: Search, study: optuna.Study, reason: str) -> dict[str, Any]:
+    """Say why it is over, and keep what others of a shared study trained, for a search under other limits."""
+    trials = own_trials(study)
+    search.say(f"search ends: {reason}{nothing_fits(trials, search)}")
+    for t in trials:
+        if fate(t) == TRAINED:
+            search.trainer.keep(t.user_attrs["training"], t.params, t.user_attrs["f1_by_epoch"])
+    return summary(study, search.config)
+
+
+def prepare(search: Search, timer: Timer) -> optuna.Study:
+    """What is done once, before the first worker: the study, and what is to be tried before anything is drawn."""
+    check_space(search.space, search.config)
+    if unfit := warning(search.config.search.sampler):
+        search.say(unfit)
+    study = search.open()
+    take_up(study, search.worker, alone=search.config.search.storage is None)
+    wanted = list(search.config.search.start)
+    if search.config.search.sampler == "sweep":
+        wanted += _slowest_first(search, timer)
+    planned = [(params, dict[str, Any]()) for params in wanted] + _carried_over(search)
+    # What could not be timed because the target was out of reach is tried again.
+    tried = [known_params(t) for t in own_trials(study) if t.user_attrs.get("error_kind") != LatencyError.__name__]
+    for params, attrs in planned:
+        if not any(params.items() <= known.items() for known in tried):
+            study.enqueue_trial(params, user_attrs=attrs)
+            tried.append(params)
+    return study
+
+
+def work(search: Search, study: optuna.Study, timer: Timer) -> str:
+    """Candidate after candidate, as one of the study's workers; why it is over."""
+    agree(study, search.meaning)  # again: two that began at once may both have been the first
+    while (reason := step(search, study, timer)) is None:
+        pass
+    return reason
+
+
+def step(search: Search, study: optuna.Study, timer: Timer) -> str | None:
+    """One candidate, or a moment's wait for those at work; why the search is over, if it is."""
+    config, sweeps = search.config, search.config.search.sampler == "sweep"
+    take_up_lost(study)
+    trials = own_trials(study)
+    tally = Tally.of(trials, config.latency.limit_ms)
+    if reason := used_up(tally, config):
+        return reason
+    waiting = any(t.state == TrialState.WAITING for t in trials)
+    if sweeps and not waiting and not tally.at_work:
+        return f"all {tally.asked} combinations tried (search.sampler)"
+    if all_at_work(tally, config) or (sweeps and not waiting):
+        time.sleep(_WAIT_S)
+        return None
+    if tally.rejected and tally.rejected % _HINT_AFTER == 0 and (hint := nothing_fits(trials, search)):
+        search.say(f"search goes on{hint}")  # early, for it takes long to find out by the budget
+    study.sampler = search.sampler(tally.asked)
+    with one_at_a_time(search.url):
+        trial = study.ask()
+    with alive(study, trial, search.worker):
+        evaluate(study, trial, search, timer, trials)
+    return None
+
+
+def _carried_over(search: Search) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Of studies of another limit, host or runtime in this folder, what was trained: timed again, not trained again.
+    Where it was found under other limits it uses up nothing of the budget, for these ask for other candidates."""
+    records = sorted((search.folder / "trained").glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
+    known = [json.loads(r.read_text()) for r in records]
+    limits = limits_of(search.config)
+    return [
+        (k["params"], {FREE: True} if k.get("limits", limits) != limits else {})
+        for k in known
+        if k.get("space") == search.space.hash and k["training"] == search.training
+    ]
+
+
+def _slowest_first(search: Search, timer: Timer) -> list[dict[str, Any]]:
+    """Every combination, measured: those over the limit, which cost nothing more, then the slowest of the others first,
+    for more time mostly buys more F1."""
+    everything = search.space.combinations()
+    search.say(f"search: {len(everything)} combinations, each is measured first")
+    measured: list[tuple[float, dict[str, Any]]] = []
+    lost = 0
+    for params in everything:
+        try:
+            candidate = search.space.suggest(optuna.trial.FixedTrial(params), len(search.index.classes))
+            measured.append((timed(candidate, search, timer)[0].p90_lower_ms, params))
+            lost = 0
+        except UNFIT as error:  # its trial says so
+            measured.append((0.0, params))
+            lost = lost + 1 if isinstance(error, LatencyError) else 0
+            if lost == LOST:
+                raise no_timing(error) from error
+    return [params for _, params in sorted(measured, key=lambda m: -m[0])]
+
+
+def nothing_fits(trials: Sequence[FrozenTrial], search: Search) -> str:
+    """Where no candidate has kept the limits so far: the nearest miss, and what would help; else nothing."""
+    tally = Tally.of(trials, search.config.latency.limit_ms)
+    if not tally.rejected or tally.trained + tally.stopped + tally.in_training:
+        return ""
+    near = nearest_miss(rows_of(trials), search.config.latency.limit_ms)
+    return f"; none of {tally.rejected} candidates keeps the limits: {near}; {what_helps(trials)}"

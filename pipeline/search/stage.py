@@ -1,0 +1,46 @@
+"""The stage `search`: by this process alone, or by a crew."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline import FORMAT
+from pipeline.config import without_password
+from pipeline.files import write_json
+from pipeline.search.basis import candidate_timer, open_search
+from pipeline.search.insight import importances_by_objective
+from pipeline.search.loop import run_search
+from pipeline.search.together import search_together
+from pipeline.stages import Crew, Run, Stage
+from pipeline.study import database_url, load_study, own_trials, same_references
+
+
+def _inputs(run: Run) -> dict[str, Any]:
+    search, opened = run.config.search, open_search(run)
+    return {
+        "study": opened.study_name,
+        "meaning": opened.meaning,
+        "storage": search.storage and without_password(search.storage),
+        "sampler": search.sampler,
+        "start": search.start,
+        "trials": search.trials,
+        "max_asked": search.max_asked,
+        "max_minutes": search.max_minutes,
+    }
+
+
+def _search(run: Run, work: Path) -> dict[str, Any]:
+    if run.crew == Crew():
+        search = open_search(run)
+        with candidate_timer(run.config, run.folder / "study", run.machine) as timer:
+            if run.config.search.storage is not None:
+                timer.refer_to(same_references(search.open(), timer.references))
+            result = run_search(search, timer)
+    else:
+        result = search_together(run)
+    study = load_study(database_url(run.config.search.storage, run.folder / "study"), result["study"])
+    shares = importances_by_objective(own_trials(study))
+    write_json(work / "trials.json", {"format": FORMAT, **result, "importances": shares})
+    return {k: v for k, v in result.items() if k != "trials"}
+
+
+SEARCH = Stage("search", ("data",), _inputs, _search, resumes=True, wanted=lambda c: c.student.model is None)
