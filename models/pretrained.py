@@ -6,7 +6,7 @@ A student is cut by timm's own feature extraction (torch.fx): what lies behind t
 import logging
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,54 @@ def channels(name: str, until: str) -> int:
             "another stage"
         )
     return int(out.shape[1])
+
+
+@dataclass(frozen=True)
+class StageProfile:
+    """A stage of a network, by timm's name, with what follows it that has no products of its own. shape: (channels,
+    height, width) that leave it."""
+
+    name: str
+    shape: tuple[int, ...]
+    params: int
+    macs: int
+
+
+def stage_profiles(name: str, until: str, size: int) -> list[StageProfile]:
+    """What the first stages of a network are made of, for an image of size x size; nothing is computed. Raises
+    SpecError."""
+    import timm
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    with torch.device("meta"), torch.no_grad():
+        stages = _stages(timm.create_model(name, pretrained=False, num_classes=0))
+        cut = Stages(name, until).eval()
+        for path, module in cut.graph.named_modules():
+            if path and not list(module.children()):
+                module.register_forward_hook(
+                    lambda m, given, out, path=path: shapes.__setitem__(path, tuple(out.shape[1:]))
+                )
+        with FlopCounterMode(display=False) as counter:
+            cut(torch.empty(1, 3, size, size))
+    flops = {k.removeprefix("Stages.graph."): sum(v.values()) for k, v in counter.get_flop_counts().items()}
+
+    def stage_of(path: str) -> str:
+        return next(s for s in stages if f"{path}.".startswith(f"{s}."))
+
+    macs, last, params = dict.fromkeys(stages, 0), dict[str, tuple[int, ...]](), dict.fromkeys(stages, 0)
+    for path, shape in shapes.items():
+        macs[stage_of(path)] += flops.get(path, 0) // 2
+        last[stage_of(path)] = shape
+    for path, parameter in cut.graph.named_parameters():
+        params[stage_of(path)] += parameter.numel()
+    found: list[StageProfile] = []
+    for stage, shape in last.items():
+        if found and not macs[stage]:  # a norm, an activation or a pooling is told with what stands before it
+            found[-1] = replace(found[-1], shape=shape, params=found[-1].params + params[stage])
+        else:
+            found.append(StageProfile(stage, shape, params[stage], macs[stage]))
+    return found
 
 
 def load_stages(model: nn.Module, name: str, weights: str, section: str) -> None:

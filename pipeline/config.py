@@ -1,8 +1,9 @@
 """BuildConfig: all that the user sets. YAML file or the name of a shipped one, then `--set key=value`."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError, field_serializer
@@ -308,6 +309,17 @@ class BuildConfig(Section):
     distill: Distill = Distill()
     quantize: Quantize = Quantize()
     preflight: Preflight = Preflight()
+
+
+def all_keys(section: type[BaseModel] = BuildConfig, prefix: str = "") -> Iterator[str]:
+    """`latency.limit_ms` and all others, in the order of the file."""
+    for name, field in section.model_fields.items():
+        kinds = (field.annotation, *get_args(field.annotation))
+        inner = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        if inner is None:
+            yield f"{prefix}{name}"
+        else:
+            yield from all_keys(inner, f"{prefix}{name}.")
 
 
 NO_URL = "(no URL)"

@@ -42,6 +42,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from latency.host import version_of
+
+        typer.echo(f"edgebuild {version_of('edgebuild')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.command("init")(init_command)
 app.command("doctor")(doctor_command)
 app.add_typer(config_app, name="config")

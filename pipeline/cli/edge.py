@@ -22,11 +22,35 @@ import typer
 from pipeline.errors import ENVIRONMENT, INTERRUPTED, USAGE, PipelineError
 from pipeline.show.live import be_quiet, is_quiet
 
+
+def _configs(incomplete: str) -> list[str]:
+    """For a shell's completion: shipped configs, and files here."""
+    from pipeline.config import CONFIGS
+
+    files = [str(p) for p in Path().glob("*.yaml")]
+    return [n for n in sorted([*(p.stem for p in CONFIGS.glob("*.yaml")), *files]) if n.startswith(incomplete)]
+
+
+def _keys(incomplete: str) -> list[str]:
+    """For a shell's completion: the keys of a config."""
+    from pipeline.config import all_keys
+
+    return [f"{key}=" for key in all_keys() if key.startswith(incomplete)]
+
+
 ConfigOption = Annotated[
-    str | None, typer.Option("--config", "-c", help="A build.yaml, or the name of a shipped config.", metavar="CONFIG")
+    str | None,
+    typer.Option(
+        "--config",
+        "-c",
+        help="A build.yaml, or the name of a shipped config.",
+        metavar="CONFIG",
+        autocompletion=_configs,
+    ),
 ]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Set a config key; may be repeated.", metavar="KEY=VALUE")
+    list[str] | None,
+    typer.Option("--set", help="Set a config key; may be repeated.", metavar="KEY=VALUE", autocompletion=_keys),
 ]
 RunDirOption = Annotated[
     Path | None, typer.Option("--run-dir", help="The run folder; default runs/CONFIG.", metavar="FOLDER")

@@ -1,13 +1,14 @@
 """What a report tells, gathered from the run folder: nothing is measured here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from models.build import profile
+from models.pretrained import stage_profiles
 from models.spec import ModelSpec
 from pipeline.data.index import Index
 from pipeline.data.stage import load_index
@@ -58,7 +59,13 @@ def gather(run: Run, result: dict[str, Any], rows: Sequence[dict[str, Any]], sha
 def _architecture(run: Run) -> tuple[dict[str, Any], str]:
     spec = ModelSpec.load(run.folder / STUDENT)
     text = yaml.safe_dump(spec.document(), sort_keys=False, default_flow_style=None)
-    return profile(spec).as_dict(), text
+    model = profile(spec).as_dict()
+    if spec.network:
+        first, *rest = model["layers"]
+        stages = stage_profiles(spec.network, first["args"]["until"], spec.input_size)
+        named = [{**asdict(s), "module": f"{spec.network} {s.name}", "args": {}} for s in stages]
+        model["layers"] = [*named, *rest]
+    return model, text
 
 
 def _charts(

@@ -4,6 +4,7 @@ No colours of text, paper or grid in here: the page sets them for a dark or a li
 and plotly reads some HTML in it, so they are escaped.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -160,7 +161,13 @@ def curves(rows: Rows, chosen: int | None) -> Chart:
             )
         )
     about = "macro F1 on val/ by epoch: the chosen one green, those that ended early grey."
-    return Chart("curves", "Candidates in training", about, _figure(traces, "epoch", "macro F1", 320))
+    figure = _by_epoch(traces, "macro F1", max(len(t.x) for t in traces))
+    return Chart("curves", "Candidates in training", about, figure)
+
+
+def _by_epoch(traces: Sequence[Any], y: str, epochs: int) -> go.Figure:
+    step = max(1, math.ceil(epochs / 10))
+    return _figure(traces, "epoch", y, 340, xaxis_dtick=step, xaxis_tick0=step if step > 1 else 1)
 
 
 def importances(shares: dict[str, dict[str, float]]) -> Chart:
@@ -207,13 +214,14 @@ def learning(records: dict[str, dict[str, Any]]) -> list[Chart]:
         for key, split, dash in (("loss", "train", "dot"), ("val_loss", "val", "solid")):
             y = [e[key] for e in history]
             loss.append(go.Scatter(name=f"{who}, {split}", mode="lines", x=x, y=y, line={**line, "dash": dash}))
+    longest = max(len(r["history"]) for r in records.values())
     best_of = "; ".join(f"the {who}'s best epoch is {r['best']['epoch'] + 1}" for who, r in records.items())
     return [
         Chart("learning-f1", "Learning: macro F1 on val/", f"The weights of the best epoch are kept: {best_of}.",
-              _figure(f1, "epoch", "macro F1", 340)),
+              _by_epoch(f1, "macro F1", longest)),
         Chart("learning-loss", "Learning: loss", "The teacher's loss and the student's (which has the teacher's "
               "answers in it) are not comparable; training's and validation's of one are, roughly.",
-              _figure(loss, "epoch", "loss", 340)),
+              _by_epoch(loss, "loss", longest)),
     ]  # fmt: skip
 
 
@@ -281,8 +289,8 @@ def operators(profile: dict[str, Any]) -> Chart:
     height = _FRAME_PX + _BAR_PX * len(shown)
     figure = _figure([bar], "share of the time in kernels", "", height, xaxis_tickformat=".0%")
     about = (
-        f"By the profiler of {profile['runtime']}, which costs time itself: the shares are what to read. `edgebuild "
-        "latency profile` has every kernel."
+        f"By the profiler of {profile['runtime']}, which costs time itself: the shares are what to read. edgebuild "
+        "latency profile has every kernel."
     )
     return Chart("operators", "Time by operator", about, figure)
 
@@ -320,13 +328,18 @@ def per_class(quality: dict[str, Any]) -> Chart:
         y=[escape(c) for c in values][::-1],
         x=list(values.values())[::-1],
         text=[f"{v:.3f}" for v in values.values()][::-1],
+        textposition="inside",
+        insidetextanchor="start",
         marker={"color": BLUE},
         hovertemplate="%{y}: F1 %{x:.4f}<extra></extra>",
     )
     figure = _figure([bar], "F1", "", _FRAME_PX + _BAR_PX * len(values), xaxis_range=[0, 1])
-    figure.add_vline(quality["f1_macro"], line={"color": GREEN, "dash": "dash"}, annotation_text="macro")
+    figure.add_vline(quality["f1_macro"], line={"color": GREEN, "dash": "dash"})
     worst = min(values, key=lambda c: values[c])
-    about = f"Of the shipped file on {quality['split']}/; the least is {worst} with {values[worst]:.3f}."
+    about = (
+        f"Of the shipped file on {quality['split']}/; the line is their mean, {quality['f1_macro']:.3f}, the least is "
+        f"{worst} with {values[worst]:.3f}."
+    )
     return Chart("per-class", "F1 by class", about, figure)
 
 

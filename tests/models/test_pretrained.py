@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from models import torchvision_ops
 from models.build import build, profile
 from models.language import SpecError
-from models.pretrained import freeze_until, load_stages, network
+from models.pretrained import freeze_until, load_stages, network, stage_profiles
 from models.spec import ModelSpec
 
 torchvision_ops.ensure()
@@ -118,3 +118,20 @@ def test_a_stage_to_freeze_that_does_not_exist_is_named():
         SpecError, match=r"teacher\.freeze: no stage 'blocks\.22' \(did you mean 'blocks\.2'\?\); it has conv_stem"
     ):
         freeze_until(model, "blocks.22", "teacher.freeze")
+
+
+@pytest.mark.parametrize(
+    ("network", "until", "size"),
+    [
+        ("tf_efficientnet_lite0", "blocks.5", 128),
+        ("resnet18", "layer3.1", 64),
+        ("mobilenetv3_small_050", "blocks.3", 64),
+    ],
+)
+def test_the_stages_of_a_network_add_up_to_the_whole(network, until, size):
+    spec = ModelSpec.parse({"INPUT_SIZE": [size, size], "backbone": f"timm:{network}", "until": until})
+    whole, stages = profile(spec).units[0], stage_profiles(network, until, size)
+    assert sum(s.params for s in stages) == whole.params
+    assert sum(s.macs for s in stages) == whole.macs
+    assert stages[-1].name == until
+    assert stages[-1].shape == whole.shape

@@ -1,12 +1,16 @@
 """The command line from outside: output, exit codes, and what a user reads when something is wrong."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import yaml
 
 from latency.machine import CONTROL
 from models.spec import ZOO
+from tests.conftest import ROOT
 
 
 def test_model_show_as_json_is_all_of_stdout(cli):
@@ -123,3 +127,38 @@ def test_what_run_config_keeps_is_a_config(cli, tiny, tmp_path):
     done = cli("select", "--run-dir", tmp_path / "r")
     assert done.returncode == 1
     assert "no candidate keeps the limit" in done.stderr
+
+
+def completed(words):
+    """What a shell offers for the last of these words."""
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "_EDGEBUILD_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    code = "import sys; sys.argv[0] = 'edgebuild'; from edgebuild.__main__ import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    ).stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["edgebuild", "sel"], ["select"]),
+        (["edgebuild", "latency", "me"], ["measure"]),
+        (["edgebuild", "run", "--set", "latency.li"], ["latency.limit_ms="]),
+        (["edgebuild", "run", "--set", "search.stop.s"], ["search.stop.share=", "search.stop.similar="]),
+        (["edgebuild", "run", "-c", "trashnet"], ["trashnet", "trashnet-quick"]),
+        (["edgebuild", "run", "--device", "c"], ["cpu", "cuda"]),
+    ],
+)
+def test_a_shell_completes_commands_keys_and_configs(words, offered):
+    assert completed(words) == offered
+
+
+def test_the_version(cli):
+    from latency.host import version_of
+
+    assert cli("--version").stdout == f"edgebuild {version_of('edgebuild')}\n"

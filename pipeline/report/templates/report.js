@@ -18,6 +18,10 @@
       },
     };
     for (const [name, figure] of Object.entries(figures)) {
+      for (const trace of figure.data) {
+        // Plotly picks the colour of a cell's text as if the paper behind the cell were white.
+        if (trace.type === "heatmap") trace.textfont = { color: colour("text") };
+      }
       const layout = { ...figure.layout, template };
       Plotly.react(`plot-${name}`, figure.data, layout, { responsive: true, displayModeBar: false });
     }
