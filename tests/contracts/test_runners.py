@@ -124,7 +124,8 @@ class TestRunner:
             open_session(make((1, 4), dtype="int64"), runtime, "f32", 1)
 
     def test_refuses_an_unknown_precision(self, runtime, network):
-        with pytest.raises(InputError, match=r"unknown precision 'f16' \(did you mean 'bf16'\?\); known: f32, bf16, int8"):
+        meant = r"unknown precision 'f16' \(did you mean 'bf16'\?\); known: f32, bf16, int8"
+        with pytest.raises(InputError, match=meant):
             open_session(network, runtime, "f16", 1)
 
 
