@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 FITS = ("squash", "pad", "crop")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
-_DECODERS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+DECODERS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """Pillow knows many more, EPS among them, which starts Ghostscript: nothing for a stranger's file."""
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _GREY = (114, 114, 114)
@@ -51,7 +51,7 @@ class Preprocess:
 
     def decode(self, source: str | Path | BinaryIO, scaled: bool = True) -> Image.Image:
         """RGB, upright. scaled: let a large JPEG be decoded at a fraction of its size. Raises what Pillow raises."""
-        with Image.open(source, formats=_DECODERS) as image:
+        with Image.open(source, formats=DECODERS) as image:
             if scaled:
                 image.draft("RGB", (2 * self.size, 2 * self.size))
             return _to_rgb(ImageOps.exif_transpose(image))

@@ -29,13 +29,12 @@ _CGROUP = Path("/sys/fs/cgroup")
 def examine() -> dict[str, Any]:
     """{"host", "versions", "clock_ns", "cores", "memory_mib", "disk_gb", "load", "precisions", "tools", "selftest",
     "problems", "notes"}; each problem says what to do, and each note what could not be used."""
-    host = this_host()
+    host, load = this_host(), round(os.getloadavg()[0], 2)  # before anything here is at work itself
     versions = {name: version_of(name) for name in _PACKAGES}
     tested, precisions, tools = last(host.key), _precisions(host), _tools()
     cores = {"allowed": host.cores, "of": os.cpu_count(), "quota": _quota()}
     memory = {"total": host.memory_mib, "available": _available_mib(), "limit": _limit_mib()}
     disk = {str(Path.cwd()): _free_gb(Path.cwd()), tempfile.gettempdir(): _free_gb(Path(tempfile.gettempdir()))}
-    load = round(os.getloadavg()[0], 2)
     problems = [
         *(f"{name} is not installed: pip install {name}" for name, version in versions.items() if version is None),
         *_timing_problems(host, cores, load, tested),
@@ -143,11 +142,12 @@ def _quota() -> float | None:
 
 
 def _limit_mib() -> int | None:
+    """What the control group may still take; None where it is not held."""
     try:
-        most = (_CGROUP / "memory.max").read_text().strip()
+        most, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
     except OSError:
         return None
-    return None if most == "max" else int(most) // 2**20
+    return None if most == "max" else (int(most) - int(used)) // 2**20
 
 
 def _available_mib() -> int | None:

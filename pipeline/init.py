@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from export.preprocess import ImageError
+from export.preprocess import DECODERS, ImageError
 from latency.host import INT8_DOT, Host, this_host
 from pipeline.config import load_config
 from pipeline.data.index import SPLITS, Index, scan
@@ -57,8 +57,13 @@ def write_build(
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}  # PyYAML reads no surrogate pairs
     write_text(file, environment.get_template("build.yaml").render(facts) + "\n")
-    config = load_config(file)
+    try:
+        config = load_config(file)
+    except PipelineError:
+        file.unlink()
+        raise
     return {
         "config": str(file),
         "limit_ms": config.latency.limit_ms,
@@ -97,7 +102,8 @@ def _of_photos(index: Index) -> dict[str, Any]:
 def _named(classes: Sequence[str]) -> str:
     """On a line of a comment."""
     more = f" and {len(classes) - _NAMED} more" if len(classes) > _NAMED else ""
-    return f"{len(classes)} classes: {' '.join(', '.join(classes[:_NAMED]).split())}{more}"
+    names = "".join(c if c.isprintable() else " " for c in ", ".join(classes[:_NAMED]))
+    return f"{len(classes)} classes: {names}{more}"
 
 
 def _shape(paths: Sequence[Path]) -> float:
@@ -105,7 +111,7 @@ def _shape(paths: Sequence[Path]) -> float:
     found = []
     for path in paths[:: max(1, len(paths) // _SAMPLE)]:
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=DECODERS) as image:
                 found.append(max(image.size) / min(image.size))
         except OSError as error:
             raise ImageError(f"{path}: {error}") from error
@@ -147,9 +153,11 @@ def hub_answers(say: Say) -> bool:
     from httpx2 import HTTPError
     from huggingface_hub import HfApi
 
+    from models.pretrained import first_line
+
     try:
         HfApi().model_info(f"timm/{NETWORK}.in1k", timeout=5)
     except (OSError, HTTPError) as error:
-        say(f"the hub does not answer ({str(error).splitlines()[0]}): networks from scratch; or give --weights FILE")
+        say(f"the hub does not answer ({first_line(error)}): networks from scratch; or give --weights FILE")
         return False
     return True

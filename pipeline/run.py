@@ -1,10 +1,13 @@
 """The main job: every stage to a verdict, result.json and the report."""
 
+import traceback
 from pathlib import Path
 from typing import Any
 
+from latency.errors import LatencyError
+from models.language import SpecError, canonical_hash
 from pipeline import FORMAT, precheck
-from pipeline.data.stage import DATA
+from pipeline.data.stage import DATA, DRAWN
 from pipeline.errors import NoCandidate, PipelineError
 from pipeline.files import read_json, write_json
 from pipeline.search.basis import open_search
@@ -15,11 +18,12 @@ from pipeline.search.tally import rows_of
 from pipeline.ship import stages as ship
 from pipeline.ship.race import VERIFY
 from pipeline.show.live import enter_stage
-from pipeline.stages import Done, Run, Stage, current, key_of, perform
+from pipeline.show.log import LOG, log
+from pipeline.stages import RESULT, Done, Run, Stage, current, key_of, perform
 from pipeline.study import load_study, own_trials
 from pipeline.training import distill, teach
 
-RESULT, UNFINISHED = "result.json", "unfinished"
+UNFINISHED = "unfinished"
 
 STAGES: tuple[Stage, ...] = (
     DATA,
@@ -69,39 +73,59 @@ def run_all(run: Run) -> dict[str, Any]:
             break
     result = _result(run, done, reasons)
     write_json(run.folder / RESULT, result)
-    report(run, result)
+    try:
+        report(run, result)
+    except Exception:  # a picture of what happened must not cost a run its verdict
+        log(run.folder, traceback.format_exc())
+        run.say(
+            f"report: it could not be written (why: {run.folder / LOG}); `edgebuild report --run-dir {run.folder}` "
+            "tries again"
+        )
     return result
 
 
 def report(run: Run, result: dict[str, Any], pictures: bool = False) -> Path:
     """Write the report of a result, with pictures if asked; the path of its HTML. Raises EnvironmentProblem."""
     from pipeline.report.facts import gather  # plotly and the templates: a second that no other command needs
-    from pipeline.report.write import write_pictures, write_report
+    from pipeline.report.write import write_report
 
-    facts = gather(run, result, *_candidates(run, result))
-    if pictures:
-        write_pictures(run.folder, facts)
-    return write_report(run.folder, facts)
+    return write_report(run.folder, gather(run, result, *_candidates(run, result)), pictures)
 
 
 def standing(run: Run) -> dict[str, Any]:
-    """What result.json holds, where the stages still are the ones of which it tells; else how far they have come, as
-    the same record, its verdict `unfinished` before the gate."""
+    """What result.json holds, where it is of this config and these stages; else how far they have come, as the same
+    record, its verdict `unfinished` before the gate."""
     path = run.folder / RESULT
     if path.is_file():
         result: dict[str, Any] = read_json(path)
-        if all((m := run.manifest(s["name"])) and m["key"] == s.get("key") for s in result["stages"]):
+        same = result.get("config") == _config_hash(run)
+        if same and all((m := run.manifest(s["name"])) and m["key"] == s["key"] for s in result["stages"]):
             return result
     done: list[Done] = []
     reasons: list[str] = []
     for stage in (s for s in STAGES if s.wanted(run.config)):
         manifest = run.manifest(stage.name)
-        if manifest is None or manifest["key"] != key_of(stage, run)[0]:
+        if manifest is None or not _belongs(stage, manifest, run):
             reasons = [f"not finished; {stage.name} is next: `edgebuild run --run-dir {run.folder}`"]
             break
         done.append(Done(stage.name, manifest["seconds"], True, manifest["summary"]))
+        if stage is ship.GATE and manifest["summary"]["verdict"] != "pass":
+            reasons = manifest["summary"]["reasons"]
+            break
     result = _result(run, done, reasons)
     return result if result["model"] else result | {"verdict": UNFINISHED}
+
+
+def _belongs(stage: Stage, manifest: dict[str, Any], run: Run) -> bool:
+    """Whether a stage is of the config as it stands. What cannot be looked at any more (photos that were moved,
+    weights, a board that is off) speaks against nothing."""
+    if stage is DATA and not Path(run.config.data.root).is_dir() and run.config.data.root != DRAWN:
+        return True
+    try:
+        return bool(manifest["key"] == key_of(stage, run)[0])
+    except (PipelineError, LatencyError, SpecError) as error:
+        run.say(f"{stage.name}: taken as it is: {error}")
+        return True
 
 
 def _candidates(run: Run, result: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -113,8 +137,12 @@ def _candidates(run: Run, result: dict[str, Any]) -> tuple[list[dict[str, Any]],
     begun = run.config.search.storage or (run.folder / "study" / "study.db").is_file()
     if not begun or "data" not in done or not SEARCH.wanted(run.config):
         return [], {}
-    search = open_search(run)
-    trials = own_trials(load_study(search.url, search.study_name))
+    try:
+        search = open_search(run)
+        trials = own_trials(load_study(search.url, search.study_name))
+    except (PipelineError, LatencyError, SpecError) as error:  # begun on another host, or its database is out of reach
+        run.say(f"report: nothing of the search: {error}")
+        return [], {}
     return rows_of(trials), importances_by_objective(trials)
 
 
@@ -161,7 +189,8 @@ def _result(run: Run, done: list[Done], reasons: list[str]) -> dict[str, Any]:
         "submission": None,
         "search": {k: search.get(k, 0) for k in ("asked", "rejected_untrained", "trained", "over_limit_trained")},
         "stages": [_told(run, d) for d in done],
-        "host": run.host.as_dict(),
+        "config": _config_hash(run),
+        "host": _host(run),
         "bundle": finished.get("bundle"),
         "preflight": finished.get("preflight"),
     }
@@ -178,6 +207,22 @@ def _result(run: Run, done: list[Done], reasons: list[str]) -> dict[str, Any]:
     if rehearsed and _binding(run, rehearsed["verdict"]):
         result |= {"verdict": rehearsed["verdict"], "reasons": [f"preflight: {r}" for r in rehearsed["reasons"]]}
     return result
+
+
+def _config_hash(run: Run) -> str:
+    return canonical_hash(run.config.model_dump(mode="json"))
+
+
+def _host(run: Run) -> dict[str, Any]:
+    """What times; where it cannot be reached, as the last gate saw it."""
+    try:
+        return run.host.as_dict()
+    except LatencyError:
+        path = run.file("gate", "measurement.json")
+        if not path.is_file():
+            raise
+        known: dict[str, Any] = read_json(path)["host"]
+        return known
 
 
 def _told(run: Run, done: Done) -> dict[str, Any]:

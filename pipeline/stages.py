@@ -32,7 +32,7 @@ from pipeline.errors import EnvironmentProblem, PipelineError
 from pipeline.files import write_json, write_text
 from pipeline.show.log import log
 
-MANIFEST = "manifest.json"
+MANIFEST, RESULT = "manifest.json", "result.json"
 SCRATCH = "scratch"
 """In a stage's folder: what it goes on from after a kill, such as checkpoints; gone once the stage is complete."""
 _VERSIONS = ("edgebuild", "torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "optuna", "numpy")
@@ -194,6 +194,7 @@ def perform(stage: Stage, run: Run) -> Done:
     if manifest is not None:
         run.say(f"{stage.name}: done before, nothing it depends on has changed")
         return Done(stage.name, manifest["seconds"], True, manifest["summary"])
+    (run.folder / RESULT).unlink(missing_ok=True)  # it tells of what is done anew now
     work = run.folder / ".work" / f"{stage.name}-{key}"
     if not stage.resumes:
         shutil.rmtree(work, ignore_errors=True)

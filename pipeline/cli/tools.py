@@ -165,7 +165,7 @@ def config_show(
 
 @config_app.command("schema")
 @guarded
-def config_schema() -> int:
+def config_schema(as_json: JsonOption = True) -> int:
     """Print the JSON schema of a config, for an editor.
 
     Example: edgebuild config schema > build.schema.json

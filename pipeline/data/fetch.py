@@ -67,9 +67,9 @@ def _download(source: Source, say: Say) -> Path:
     try:
         path = Path(hf_hub_download(source.repo, source.file, repo_type="dataset"))
     except (OSError, HTTPError) as error:
-        first = str(error).strip().splitlines()[0]
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EnvironmentProblem(
-            f"{where}: cannot be downloaded: {first}; connect to the network and give the same command, which goes on "
+            f"{where}: cannot be downloaded: {told}; connect to the network and give the same command, which goes on "
             "from where it stopped"
         ) from error
     found = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
+from export.preprocess import DECODERS, Preprocess
 from pipeline.data.index import Index
 
 _HASH_SIDE, _BITS = 16, 20
 """Of the 256 bits so many may differ."""
 _CORRELATION = 0.98
-_SIDE = 64
-"""Side of the grey thumbnail that is hashed and correlated."""
+_PROBE = Preprocess(64)
+"""Makes the thumbnail whose grey levels are hashed and correlated."""
 _CHUNK = 2**22
 """Pairs that are compared at a time."""
 _EXTREMES = 3
-_UPRIGHT = 4
-"""Orientations of EXIF above it change width and height."""
+_ON_ITS_SIDE = (5, 6, 7, 8)
+"""Orientations of EXIF that change width and height."""
 _SMALL_PX, _NARROW = 168, 3.0
 """Shorter side below the default input, which is then enlarged; longer over shorter side."""
 
@@ -62,12 +63,10 @@ def _look(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """(grey levels, uint8; the hash in 64-bit words; width and height as shown)."""
     import imagehash
 
-    with Image.open(path) as file:
+    with Image.open(path, formats=DECODERS) as file:
         width, height = file.size
-        turned = file.getexif().get(ExifTags.Base.Orientation, 1) > _UPRIGHT
-        file.draft("L", (4 * _SIDE, 4 * _SIDE))
-        image = ImageOps.exif_transpose(file).convert("L")
-    small = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        turned = file.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
+    small = Image.fromarray(_PROBE.load(path)).convert("L")
     bits = imagehash.dhash(small, hash_size=_HASH_SIDE).hash.ravel()
     words = np.packbits(bits).view(np.uint64)
     return np.asarray(small).ravel(), words, (height, width) if turned else (width, height)

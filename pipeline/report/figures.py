@@ -23,7 +23,7 @@ from pipeline.study import quiet_optuna
 BLUE, ORANGE, GREEN, RED, GREY = "#3b82d6", "#d9730d", "#2a9d62", "#d64545", "#868b94"
 """Each at least 3 : 1 against white and against near-black (WCAG 2.2, 1.4.11)."""
 _OBJECTIVES = {"F1": BLUE, "latency": ORANGE, "parameters": GREEN}
-_BINS = 60
+_BINS = 40
 _MOST_PARAMETERS, _MOST_OPERATORS = 12, 14
 _BAR_PX, _FRAME_PX = 26, 130
 
@@ -116,12 +116,14 @@ def _told(row: dict[str, Any]) -> str:
 def histories(rows: Rows, limit_ms: float) -> list[Chart]:
     """Optuna's optimization history of each objective, over all candidates of which it is known."""
     wanted = (
-        ("history-f1", "macro F1", "maximize", lambda r: r.get("f1_macro"), "trained candidates"),
+        ("history-f1", "macro F1", "maximize", lambda r: r.get("f1_macro"), "trainings, stopped ones too"),
         ("history-latency", "p90 in ms", "minimize", lambda r: r["latency_ms"], "candidates that were timed"),
         ("history-params", "parameters", "minimize", lambda r: r["params"], "candidates that were timed"),
     )
     charts = []
     for name, objective, direction, value, what in wanted:
+        if all(value(r) is None for r in rows):
+            continue
         figure = plot_optimization_history(_study(rows, direction, value), target_name=objective)
         plain = _figure(figure.data, "trial", objective, 320)
         if name == "history-latency":
@@ -200,11 +202,10 @@ def importances(shares: dict[str, dict[str, float]]) -> Chart:
 def learning(records: dict[str, dict[str, Any]]) -> list[Chart]:
     """records: who -> the training's record (`pipeline.training.loop.Fit.record`)."""
     colours = dict(zip(records, (GREEN, BLUE), strict=False))
-    f1, loss = [], []
+    f1, loss, told = [], [], []
     for who, record in records.items():
-        history, best = record["history"], record["best"]
-        x = [e["epoch"] + 1 for e in history]
-        line = {"color": colours[who]}
+        history, best = [e for e in record["history"] if e["loss"] is not None], record["best"]
+        x, line = [e["epoch"] + 1 for e in history], {"color": colours[who]}
         f1.append(go.Scatter(name=who, mode="lines", x=x, y=[e["f1_macro"] for e in history], line=line))
         marker = {"symbol": "star", "size": 13, "color": colours[who]}
         best_name = f"best of the {who}: epoch {best['epoch'] + 1}, F1 {best['f1_macro']:.4f}"
@@ -214,15 +215,24 @@ def learning(records: dict[str, dict[str, Any]]) -> list[Chart]:
         for key, split, dash in (("loss", "train", "dot"), ("val_loss", "val", "solid")):
             y = [e[key] for e in history]
             loss.append(go.Scatter(name=f"{who}, {split}", mode="lines", x=x, y=y, line={**line, "dash": dash}))
+        ended = f" ({record['diverged']})" if record.get("diverged") else ""
+        told.append(f"the {who}'s best epoch is {best['epoch'] + 1}{ended}")
     longest = max(len(r["history"]) for r in records.values())
-    best_of = "; ".join(f"the {who}'s best epoch is {r['best']['epoch'] + 1}" for who, r in records.items())
+    apart = " The student's has the teacher's answers in it, so the two do not compare." if "teacher" in records else ""
     return [
-        Chart("learning-f1", "Learning: macro F1 on val/", f"The weights of the best epoch are kept: {best_of}.",
-              _by_epoch(f1, "macro F1", longest)),
-        Chart("learning-loss", "Learning: loss", "The teacher's loss and the student's (which has the teacher's "
-              "answers in it) are not comparable; training's and validation's of one are, roughly.",
-              _by_epoch(loss, "loss", longest)),
-    ]  # fmt: skip
+        Chart(
+            "learning-f1",
+            "Learning: macro F1 on val/",
+            f"The weights of the best epoch are kept: {'; '.join(told)}.",
+            _by_epoch(f1, "macro F1", longest),
+        ),
+        Chart(
+            "learning-loss",
+            "Learning: loss",
+            f"By epoch, on what is learnt from and on val/.{apart}",
+            _by_epoch(loss, "loss", longest),
+        ),
+    ]
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------
@@ -264,7 +274,8 @@ def by_process(measurement: dict[str, Any], latency: dict[str, Any]) -> Chart:
     beyond = float((together > edges[-1]).mean())
     about = (
         f"{len(together)} inferences in {len(samples)} fresh processes, a line each; {beyond:.1%} of them took longer "
-        f"than is shown, at most {together.max():.3f} ms. The band bounds the median process's p90."
+        f"than is shown, at most {together.max():.3f} ms."
+        + ("" if latency["p90_lower_ms"] is None else " The band bounds the median process's p90.")
         + ("" if shown else f" The limit of {latency['limit_ms']:g} ms lies far to the right.")
     )
     return Chart("latency", "Latency by process", about, figure)
@@ -333,7 +344,7 @@ def per_class(quality: dict[str, Any]) -> Chart:
         marker={"color": BLUE},
         hovertemplate="%{y}: F1 %{x:.4f}<extra></extra>",
     )
-    figure = _figure([bar], "F1", "", _FRAME_PX + _BAR_PX * len(values), xaxis_range=[0, 1])
+    figure = _figure([bar], "F1", "", _FRAME_PX + _BAR_PX * len(values), xaxis_range=[0, 1], yaxis_type="category")
     figure.add_vline(quality["f1_macro"], line={"color": GREEN, "dash": "dash"})
     worst = min(values, key=lambda c: values[c])
     about = (
@@ -357,6 +368,8 @@ def confusion(quality: dict[str, Any]) -> Chart:
         hovertemplate="%{y} taken for %{x}: %{text} (%{z:.0%})<extra></extra>",
     )
     figure = _figure([grid], "taken for", "is", 190 + 34 * min(len(names), 20))
-    figure.update_layout(xaxis_showgrid=False, yaxis={"autorange": "reversed", "showgrid": False})
+    # Plotly takes classes like 1 and 01 for numbers, unless it is told.
+    figure.update_layout(xaxis={"showgrid": False, "type": "category"})
+    figure.update_layout(yaxis={"autorange": "reversed", "showgrid": False, "type": "category"})
     about = f"{counts.sum()} images of {quality['split']}/: what each is, and what the shipped file takes it for."
     return Chart("confusion", "Confusion matrix", about, figure)

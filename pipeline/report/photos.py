@@ -2,12 +2,15 @@
 
 import base64
 import io
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from export.preprocess import ImageError, Preprocess
 
 _COUNT = 12
 _SIDE_PX, _QUALITY = 220, 70
@@ -23,7 +26,7 @@ def worst(
     loss = list(losses)
     return [
         {
-            "name": f"{paths[i].parent.name}/{paths[i].name}",
+            "name": os.fsencode(f"{paths[i].parent.name}/{paths[i].name}").decode(errors="replace"),
             "label": truth[i],
             "guess": guesses[i],
             "share": float(np.exp(-loss[i])),
@@ -35,11 +38,9 @@ def worst(
 
 def _thumbnail(path: Path) -> str | None:
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
+        array = Preprocess(_SIDE_PX, "pad").load(path)
+    except ImageError:
         return None
-    image.thumbnail((_SIDE_PX, _SIDE_PX))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=_QUALITY)
+    Image.fromarray(array).save(buffer, "JPEG", quality=_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

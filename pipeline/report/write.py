@@ -25,8 +25,12 @@ _PNG_WIDTH, _PNG_SCALE = 900, 2
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 
 
-def write_report(folder: Path, facts: Facts) -> Path:
-    """The HTML's path; the Markdown lies beside it, and shows the pictures that are there."""
+def write_report(folder: Path, facts: Facts, pictures: bool = False) -> Path:
+    """The HTML's path; the Markdown lies beside it. pictures: a PNG of each figure too, which the Markdown shows.
+    Raises EnvironmentProblem where there is no browser to draw them."""
+    shutil.rmtree(folder / PICTURES, ignore_errors=True)  # of figures that were others
+    if pictures:
+        _write_pictures(folder, facts)
     charts = [c for group in facts.charts.values() for c in group]
     plots = {c.name: json.loads(c.figure.to_json()) for c in charts}
     scripts = [Markup(get_plotlyjs()), Markup((TEMPLATES / "report.js").read_text(encoding="utf-8"))]
@@ -38,13 +42,12 @@ def write_report(folder: Path, facts: Facts) -> Path:
         policy=" ".join(f"'sha256-{_digest(s)}'" for s in scripts),
     )
     write_text(folder / HTML, page)
-    pictures = [c for c in charts if (folder / PICTURES / f"{c.name}.png").is_file()]
-    write_text(folder / MARKDOWN, _template("report.md").render(facts=facts, pictures=pictures, folder=PICTURES))
+    drawn = charts if pictures else []
+    write_text(folder / MARKDOWN, _template("report.md").render(facts=facts, pictures=drawn, folder=PICTURES))
     return folder / HTML
 
 
-def write_pictures(folder: Path, facts: Facts) -> list[Path]:
-    """A PNG of each figure. Raises EnvironmentProblem where there is no browser to draw them."""
+def _write_pictures(folder: Path, facts: Facts) -> None:
     if browser() is None:
         raise EnvironmentProblem(
             "--png: no Chrome or Chromium was found, which draws the pictures: `apt-get install chromium`, or leave "
@@ -62,7 +65,6 @@ def write_pictures(folder: Path, facts: Facts) -> list[Path]:
         size = {"width": _PNG_WIDTH, "height": figure["layout"]["height"] + 60, "scale": _PNG_SCALE}
         drawn.append({"fig": figure, "path": path, "opts": {"format": "png", **size}})
     kaleido.write_fig_from_object_sync(drawn)
-    return paths
 
 
 def browser() -> str | None:

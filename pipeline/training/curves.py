@@ -16,7 +16,10 @@ def writer(folder: Path) -> Callable[[Epoch], None]:
     """Writes each epoch it is given; a training that goes on writes over what came after."""
     if find_spec("tensorboard") is None:
         return lambda epoch: None
-    from torch.utils.tensorboard import SummaryWriter
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # of what it needs itself
+        return lambda epoch: None
 
     begun: list[SummaryWriter] = []
 

@@ -40,7 +40,8 @@ def test_a_generated_page_is_what_the_code_says(name):
 @pytest.mark.parametrize(("path", "command"), COMMANDS, ids=[" ".join(p) for p, _ in COMMANDS])
 def test_every_command_has_an_example_and_all_its_options_on_the_page(path, command):
     page = (make_docs.REFERENCE / "cli.md").read_text(encoding="utf-8")
-    section = page.split(f"## `{' '.join(path)}`\n")[1].split("\n## `")[0]
+    section = page.split(f"## `{' '.join(path)}`\n")[1]
+    section = re.split(r"\n##+ `", section)[0]
     assert f"\n{' '.join(path)}" in section, "no example in its docstring"
     for param in command.params:
         shown = param.opts if param.param_type_name == "option" else [param.name]

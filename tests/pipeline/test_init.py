@@ -1,15 +1,21 @@
 """`edgebuild init`: a build.yaml that runs as it is, from what the photos and the CPU are like."""
 
+import io
 import json
 
 import pytest
 import yaml
 from PIL import Image
 
+from pipeline import init
 from pipeline.config import load_config
+from pipeline.data.index import Index, Sample
 from tests.conftest import draw_photos
 from tests.hub import Hub, serve
 
+BUFFER = io.BytesIO()
+Image.new("RGB", (20, 20), "red").save(BUFFER, "PNG")
+PNG = BUFFER.getvalue()
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9"}
 
 
@@ -57,19 +63,36 @@ def test_the_submission_and_weights_of_a_file_are_taken_over(cli, photos, tmp_pa
     assert config.student.weights == config.teacher.weights == str(weights)
 
 
-def test_more_photos_get_fewer_epochs_and_long_ones_are_padded(tmp_path):
-    from pipeline.init import write_build
+@pytest.mark.parametrize(("photos", "epochs"), [(300, 60), (5_000, 20), (100_000, 6)])
+def test_more_photos_get_fewer_epochs(tmp_path, photos, epochs):
+    """About 100,000 views in all, within reason."""
+    (tmp_path / "one.png").write_bytes(PNG)
+    samples = tuple(Sample("one.png", i % 2, "") for i in range(photos))
+    found = init._of_photos(Index(str(tmp_path), ("a", "b"), {"train": samples, "val": samples[:2]}, {}))
+    assert found["epochs"] == epochs
+    assert 4 <= found["teacher_epochs"] <= 14
+    assert (found["most"], found["least"]) == (photos / 2, photos / 2)
 
-    for split, count in (("train", 150), ("val", 4)):
-        for kind in ("a", "b: #c"):
+
+@pytest.mark.parametrize("name", ["b: #c", "photos😀", "tab\tbell\x07", '"quoted"', "-", "{{ 1 }}"])
+def test_odd_names_of_classes_and_folders_stay_text(tmp_path, name):
+    root = tmp_path / name.replace("/", "")
+    for split in ("train", "val"):
+        for kind in ("a", name):
+            (root / split / kind).mkdir(parents=True)
+            (root / split / kind / "0.png").write_bytes(PNG)
+    init.write_build(root, tmp_path / "b.yaml", 1.0, "none", None, None, lambda text: None)
+    assert load_config(tmp_path / "b.yaml").data.root == str(root)
+
+
+def test_long_photos_are_padded(tmp_path):
+    for split, count in (("train", 6), ("val", 4)):
+        for kind in ("a", "b"):
             (tmp_path / "long" / split / kind).mkdir(parents=True)
             for i in range(count):
                 Image.new("RGB", (60 + i % 3, 20)).save(tmp_path / "long" / split / kind / f"{i}.png")
-    write_build(tmp_path / "long", tmp_path / "b.yaml", 1.0, "none", None, None, lambda text: None)
-    config = load_config(tmp_path / "b.yaml")
-    assert config.data.fit == "pad"
-    assert config.distill.epochs == 60
-    assert config.search.epochs == 8
+    init.write_build(tmp_path / "long", tmp_path / "b.yaml", 1.0, "none", None, None, lambda text: None)
+    assert load_config(tmp_path / "b.yaml").data.fit == "pad"
 
 
 def test_what_exists_is_not_overwritten(cli, photos, tmp_path):

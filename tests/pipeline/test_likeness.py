@@ -93,5 +93,5 @@ def test_trashnet_has_the_pairs_that_its_source_tells_of(trashnet):
     """Of the 11 of all three splits, 4 of them across; test/ is not there."""
     found = look(trashnet)
     assert len(found["near"]) == 3
-    assert found["near_within"] == 7
+    assert found["near_within"] == 6
     assert all(len(set(p["classes"])) == 1 for p in found["near"])

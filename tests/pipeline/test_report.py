@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.config import check_config
+from pipeline import run as pipeline_run
+from pipeline.config import check_config, load_config
 from pipeline.data import demo
 from pipeline.errors import EnvironmentProblem
 from pipeline.report import write
@@ -187,6 +188,93 @@ def test_the_weights_of_every_axis_are_those_of_the_record():
     for line, process in zip(lines, measurement["runs"], strict=True):
         assert sum(line.y) == pytest.approx(1, abs=0.05), "the last percent is not shown"
         assert min(process["samples_ms"]) >= line.x[0] - 0.1
+
+
+def test_classes_whose_names_are_numbers_stay_classes(chromium, tmp_path):
+    folder = golden(tmp_path)
+    for file in folder.rglob("*.json"):
+        text = file.read_text().replace('"weave"', '"1"').replace('"dots"', '"01"').replace('"waves"', '"1999-01-01"')
+        file.write_text(text)
+    run = opened_run(folder)
+    with opened(chromium, report(run, standing(run))) as seen:
+        for plot in ("confusion", "per-class"):
+            labels = seen.page.locator(f"#plot-{plot} .ytick text").all_text_contents()
+            assert {"1", "01", "1999-01-01"} <= set(labels)
+
+
+def test_a_run_with_another_config_or_a_stage_done_anew_is_not_what_result_json_says(tmp_path):
+    folder = golden(tmp_path)
+    assert standing(opened_run(folder))["verdict"] == "pass"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["latency"]["limit_ms"] = 0.3
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert standing(opened_run(folder))["verdict"] == "unfinished"
+
+
+def test_a_gate_without_bounds_claims_nothing(tmp_path):
+    """latency.processes under 7."""
+    folder = golden(tmp_path)
+    for name, path in (("result.json", ("latency",)), ("gate/manifest.json", ("summary", "latency"))):
+        record = json.loads((folder / name).read_text())
+        claim = record
+        for key in path:
+            claim = claim[key]
+        claim |= {"p90_lower_ms": None, "p90_upper_ms": None}
+        (folder / name).write_text(json.dumps(record))
+    run = opened_run(folder)
+    text = report(run, standing(run)).read_text(encoding="utf-8")
+    assert "no bounds from 9 fresh processes" in text
+    assert "The claim" not in text
+    assert "The band" not in text
+
+
+def test_a_training_that_diverged_is_told(tmp_path):
+    folder = golden(tmp_path)
+    record = json.loads((folder / "distill/training.json").read_text())
+    record["diverged"] = "the loss is no number any more at step 2 of epoch 19"
+    nothing = {**record["history"][-1], "epoch": 18, "loss": None, "val_loss": None, "f1_macro": 0.0}
+    record["history"].append(nothing)
+    (folder / "distill/training.json").write_text(json.dumps(record))
+    run = opened_run(folder)
+    result = standing(run)
+    result["stages"] = [s for s in result["stages"] if s["name"] != "teach"]
+    text = report(run, result).read_text(encoding="utf-8")
+    assert "(the loss is no number any more at step 2 of epoch 19)" in text
+    assert "has the teacher&#39;s answers" not in text
+
+
+def test_pictures_of_an_earlier_report_go_with_it(tmp_path):
+    folder = golden(tmp_path)
+    (folder / "report").mkdir()
+    (folder / "report/pareto.png").write_bytes(b"old")
+    run = opened_run(folder)
+    path = report(run, standing(run))
+    assert not (folder / "report").exists()
+    assert "png" not in path.with_suffix(".md").read_text()
+
+
+def test_a_photo_whose_name_is_not_utf_8(tmp_path):
+    folder = golden(tmp_path)
+    index = json.loads((folder / "data/index.json").read_text())
+    for sample in index["splits"]["test"]:
+        sample["path"] = sample["path"].removesuffix(".jpg") + "\udce4.jpg"
+    (folder / "data/index.json").write_text(json.dumps(index))
+    run = opened_run(folder)
+    assert "\ufffd.jpg" in report(run, standing(run)).read_text(encoding="utf-8")
+
+
+def test_a_report_that_fails_costs_a_run_nothing(tmp_path, monkeypatch):
+    """Its verdict is out by then; what went wrong stands in the log."""
+    said: list[str] = []
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setattr(pipeline_run, "STAGES", ())
+    monkeypatch.setattr(pipeline_run.precheck, "check_before", lambda run: None)
+    monkeypatch.setattr(pipeline_run, "report", lambda run, result: 1 / 0)
+    result = pipeline_run.run_all(Run(folder, load_config("demo"), said.append))
+    assert json.loads(json.dumps(result)) == json.loads((folder / "result.json").read_text())
+    assert said[-1].startswith("report: it could not be written (why: ")
+    assert "ZeroDivisionError" in (folder / "log.txt").read_text()
 
 
 def test_a_run_that_is_not_finished_is_told_as_far_as_it_came(chromium, tmp_path):
