@@ -6,7 +6,7 @@ and plotly reads some HTML in it, so they are escaped.
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -25,6 +25,8 @@ BLUE, ORANGE, GREEN, RED, GREY = "#3b82d6", "#d9730d", "#2a9d62", "#d64545", "#8
 _OBJECTIVES = {"F1": BLUE, "latency": ORANGE, "parameters": GREEN}
 _BINS = 40
 _MOST_PARAMETERS, _MOST_OPERATORS = 12, 14
+_MOST_NUMBERS, _LONGEST = 20, 24
+"""Classes whose confusions are told as numbers too; characters of a class's name on an axis."""
 _BAR_PX, _FRAME_PX = 26, 130
 
 Rows = Sequence[dict[str, Any]]
@@ -336,15 +338,17 @@ def per_class(quality: dict[str, Any]) -> Chart:
     values = quality["f1_per_class"]
     bar = go.Bar(
         orientation="h",
-        y=[escape(c) for c in values][::-1],
-        x=list(values.values())[::-1],
-        text=[f"{v:.3f}" for v in values.values()][::-1],
+        y=list(range(len(values))),
+        x=list(values.values()),
+        text=[f"{v:.3f}" for v in values.values()],
         textposition="inside",
         insidetextanchor="start",
         marker={"color": BLUE},
-        hovertemplate="%{y}: F1 %{x:.4f}<extra></extra>",
+        hovertext=[escape(c) for c in values],
+        hovertemplate="%{hovertext}: F1 %{x:.4f}<extra></extra>",
     )
-    figure = _figure([bar], "F1", "", _FRAME_PX + _BAR_PX * len(values), xaxis_range=[0, 1], yaxis_type="category")
+    figure = _figure([bar], "F1", "", _FRAME_PX + _BAR_PX * len(values), xaxis_range=[0, 1])
+    figure.update_layout(yaxis={**_names(values), "autorange": "reversed"})
     figure.add_vline(quality["f1_macro"], line={"color": GREEN, "dash": "dash"})
     worst = min(values, key=lambda c: values[c])
     about = (
@@ -355,21 +359,25 @@ def per_class(quality: dict[str, Any]) -> Chart:
 
 
 def confusion(quality: dict[str, Any]) -> Chart:
-    names, counts = [escape(c) for c in quality["f1_per_class"]], np.array(quality["confusion"])
+    classes, counts = list(quality["f1_per_class"]), np.array(quality["confusion"])
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     grid = go.Heatmap(
         z=shares.round(4).tolist(),
-        x=names,
-        y=names,
         text=counts.tolist(),
-        texttemplate="%{text}" if len(names) <= 20 else None,
+        texttemplate="%{text}" if len(classes) <= _MOST_NUMBERS else None,
         colorscale=[[0, "rgba(59,130,214,0)"], [1, BLUE]],
         showscale=False,
-        hovertemplate="%{y} taken for %{x}: %{text} (%{z:.0%})<extra></extra>",
+        hovertext=[[f"{escape(is_)} taken for {escape(for_)}" for for_ in classes] for is_ in classes],
+        hovertemplate="%{hovertext}: %{text} (%{z:.0%})<extra></extra>",
     )
-    figure = _figure([grid], "taken for", "is", 190 + 34 * min(len(names), 20))
-    # Plotly takes classes like 1 and 01 for numbers, unless it is told.
-    figure.update_layout(xaxis={"showgrid": False, "type": "category"})
-    figure.update_layout(yaxis={"autorange": "reversed", "showgrid": False, "type": "category"})
+    figure = _figure([grid], "taken for", "is", 190 + 34 * min(len(classes), _MOST_NUMBERS))
+    figure.update_layout(xaxis={**_names(classes), "showgrid": False})
+    figure.update_layout(yaxis={**_names(classes), "showgrid": False, "autorange": "reversed"})
     about = f"{counts.sum()} images of {quality['split']}/: what each is, and what the shipped file takes it for."
     return Chart("confusion", "Confusion matrix", about, figure)
+
+
+def _names(classes: Iterable[str]) -> dict[str, Any]:
+    """Of an axis whose places are numbers: plotly would take classes like 1 and 01 for one."""
+    short = [c if len(c) <= _LONGEST else c[: _LONGEST - 1] + "…" for c in classes]
+    return {"tickvals": list(range(len(short))), "ticktext": [escape(c) for c in short]}

@@ -115,7 +115,7 @@ def test_strangers_text_stays_text(chromium, written):
         page = seen.page
         assert page.evaluate("document.querySelectorAll('script').length") == 3, "the figures, plotly, and ours"
         assert page.evaluate("document.querySelectorAll('img[src=x], [onmouseover], [onerror]').length") == 0
-        assert HOSTILE in page.locator("#plot-confusion").text_content()
+        assert HOSTILE[:23] + "…" in page.locator("#plot-confusion").text_content()
         names = page.locator(".photos .quiet").all_inner_texts()
         assert any("<b onmouseover=alert(3)>.jpg" in n for n in names)
         assert seen.dialogs == []
