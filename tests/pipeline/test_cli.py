@@ -97,6 +97,9 @@ def test_a_space_that_cannot_meet_the_limit_fails_with_the_nearest_miss(cli, tin
     assert result["search"] == {"asked": 4, "rejected_untrained": 4, "trained": 0, "over_limit_trained": 0}
     assert "the nearest of 4 measured candidates takes" in result["reasons"][0]
     assert not (tmp_path / "r/study/trained").exists()
+    report = (tmp_path / "r/report.html").read_text(encoding="utf-8")
+    assert '<p class="verdict fail">fail</p>' in report
+    assert "the nearest of 4 measured candidates takes" in report
 
     # more may be asked for: the study goes on where it was
     done = cli("run", "-c", tiny, *limits[:2], "--set", "search.max_asked=6", "--run-dir", tmp_path / "r", "--json")
@@ -127,6 +130,13 @@ def test_what_run_config_keeps_is_a_config(cli, tiny, tmp_path):
     done = cli("select", "--run-dir", tmp_path / "r")
     assert done.returncode == 1
     assert "no candidate keeps the limit" in done.stderr
+
+    # a report of what there is, though the folder's stages never came to a result
+    done = cli("report", "--run-dir", tmp_path / "r", "--json")
+    assert json.loads(done.stdout)["verdict"] == "unfinished", done.stderr
+    report = (tmp_path / "r/report.html").read_text(encoding="utf-8")
+    assert "not finished; select is next" in report
+    assert 'id="plot-pareto"' in report
 
 
 def completed(words):

@@ -12,6 +12,8 @@ from latency.machine import CONTROL
 from pipeline.config import load_config
 from pipeline.show.log import log
 from pipeline.stages import open_run
+from pipeline.training import curves
+from pipeline.training.progress import Epoch
 from tests.conftest import ROOT
 
 
@@ -123,3 +125,22 @@ def test_no_password_reaches_the_log(tmp_path, url):
     assert "secret" not in text
     assert "cr@et" not in text
     assert "db" in text
+
+
+def test_tensorboard_has_the_curves_and_what_is_trained_again_replaces_what_was(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for begins, f1 in ((0, 0.5), (1, 0.75)):  # killed after its third epoch, and gone on with from its second
+        write = curves.writer(tmp_path / "distill")
+        for epoch in range(begins, 3):
+            write(Epoch(epoch, 1.0, 2.0, f1, 0.25, 100.0))
+    events = EventAccumulator(str(tmp_path / "distill"))
+    events.Reload()
+    assert [(s.step, s.value) for s in events.Scalars("val/f1_macro")] == [(0, 0.5), (1, 0.75), (2, 0.75)]
+    assert {"loss/train", "loss/val", "val/accuracy", "images_per_s"} < set(events.Tags()["scalars"])
+
+
+def test_without_tensorboard_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(curves, "find_spec", lambda name: None)
+    curves.writer(tmp_path / "distill")(Epoch(0, 1.0, 2.0, 0.5, 0.25, 100.0))
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,21 @@ def test_the_rehearsal_is_in_the_record(finished):
         assert result["preflight"]["verdict"] == "pass", result["preflight"]["reasons"]
         assert "labels differ" in next(c["told"] for c in result["preflight"]["checks"] if c["name"] == "F1")
     assert result["preflight"] == json.loads((folder / "preflight/preflight.json").read_text())
+
+
+def test_the_report_is_of_what_the_folder_holds(cli, finished, tmp_path):
+    """Written by the run; written anew after a stage was done by itself, for which result.json does not speak."""
+    folder, result = finished
+    assert f'<p class="verdict {result["verdict"]}">' in (folder / "report.html").read_text(encoding="utf-8")
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    shutil.rmtree(again / "gate")
+    gated = json.loads(cli("gate", "--run-dir", again, "--json").stdout)
+    assert not (again / "result.json").exists()
+    done = cli("report", "--run-dir", again, "--json")
+    assert json.loads(done.stdout)["verdict"] == gated["verdict"], done.stderr
+    report = (again / "report.html").read_text(encoding="utf-8")
+    assert f"{gated['latency']['p90_ms']:.3f} ms" in report
 
 
 def test_the_race_says_why(finished):
