@@ -53,6 +53,7 @@ def network(name: str, weights: str, classes: int, section: str) -> nn.Module:
     logging.getLogger("timm").setLevel(logging.WARNING)
     if weights == "hub":
         try:
+            _check_hub(name)
             model = timm.create_model(name, pretrained=True, num_classes=classes)
         except RuntimeError as error:
             if "pretrained weights" not in str(error).lower():
@@ -70,6 +71,23 @@ def network(name: str, weights: str, classes: int, section: str) -> nn.Module:
         if weights != "none":
             _load(model, Path(weights), name, section)
     return model
+
+
+def _check_hub(name: str) -> None:
+    """Raises OSError at once where weights are not in the cache and the hub is out of reach: its own client tries for
+    most of a minute."""
+    import timm
+    from httpx2 import HTTPError, head
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    repo = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
+    files = ("model.safetensors", "pytorch_model.bin")
+    if repo is None or any(isinstance(try_to_load_from_cache(repo, file), str) for file in files):
+        return
+    try:
+        head(constants.ENDPOINT, timeout=10)
+    except HTTPError as error:
+        raise OSError(f"{constants.ENDPOINT} does not answer: {error}") from error
 
 
 def fusible(module: nn.Module) -> bool:

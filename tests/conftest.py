@@ -1,6 +1,8 @@
 """Shared fixtures. Real photos and weights lie beside the repository where it is developed; a clone lacks them."""
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -67,12 +69,43 @@ def draw_photos(folder: Path, **counts: int) -> None:
                 demo.draw(kind, np.random.default_rng([0, s, k, i])).save(target / f"{i}.jpg")
 
 
+def shared_by_workers(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first worker of this run of the tests makes when it needs it, and all others only read."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, made = root / name, root / f"{name}.made"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """A config that runs every stage in under a minute: 3 classes of the drawn set, 64 px, no limit to speak of."""
+    return shared_by_workers(tmp_path_factory, "tiny", _draw_tiny) / "tiny.yaml"
+
+
+@pytest.fixture(scope="session")
+def tiny_run(cli, tiny, tmp_path_factory) -> Path:
+    """The run folder of `tiny`, finished; to be read, or copied."""
+
+    def make(folder: Path) -> None:
+        done = cli("run", "-c", tiny, "--run-dir", folder, "--json")
+        for _ in range(2):  # a disturbed machine is inconclusive; the same command asks again
+            if done.returncode == 3:
+                done = cli("run", "-c", tiny, "--run-dir", folder, "--json")
+        assert done.returncode == 0, done.stderr
+
+    return shared_by_workers(tmp_path_factory, "tiny-run", make)
+
+
+def _draw_tiny(folder: Path) -> None:
     import yaml
 
-    folder = tmp_path_factory.mktemp("tiny")
     draw_photos(folder / "photos", train=16, val=6)
     config = {
         "data": {"root": str(folder / "photos")},
@@ -84,4 +117,3 @@ def tiny(tmp_path_factory) -> Path:
         "quantize": {"max_f1_drop": 1.0},
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
-    return folder / "tiny.yaml"

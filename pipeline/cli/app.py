@@ -82,7 +82,7 @@ def run_command(
 
     Without -c it runs the demo.
 
-    Example: edgebuild run -c build.yaml --set latency.limit_ms=1.4
+    Example: edgebuild run -c build.yaml
     """
     from pipeline.show.results import show_result
 
@@ -116,7 +116,7 @@ _stage_command(
     "teach",
     """Train the teacher, a timm network.
 
-    Example: edgebuild teach --run-dir runs/build --set teacher.epochs=12
+    Example: edgebuild teach --run-dir runs/build
     """,
 )
 _stage_command(
@@ -311,7 +311,7 @@ def preflight_command(
 ) -> int:
     """Rehearse a submission in a sandbox. Empty environment, no network, limits: pass (0), fail (1), inconclusive (3).
 
-    Example: edgebuild preflight bundle.tar.gz --disk 500MB --memory 1GB --seconds 60 --images photos/test
+    Example: edgebuild preflight bundle.tar.gz --disk 500MB --memory 1GB --seconds 60 --images photos
     """
     from pipeline.show.shipping import show_preflight
 

@@ -77,8 +77,7 @@ def measure_command(
 
     --runtime and --precision may be several, separated by commas: each is a row of its own.
 
-    Examples: edgebuild latency measure a.onnx b.onnx --processes 9;
-    edgebuild latency measure model.xml --precision f32,bf16;
+    Examples: edgebuild latency measure a.onnx b.xml; edgebuild latency measure b.xml --precision f32;
     edgebuild latency measure runs/build/bundle/bundle --images photos --count 5217
     """
     from latency.measure import measure

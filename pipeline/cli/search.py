@@ -40,7 +40,7 @@ def search_command(
 
     --check-proxy: does the short training rank candidates as a full one does? Prints the correlation of the ranks.
 
-    Examples: edgebuild search -c build.yaml --set search.trials=40; edgebuild search --run-dir runs/build
+    Examples: edgebuild search -c build.yaml; edgebuild search --run-dir runs/build
     --check-proxy 8; edgebuild search -c build.yaml --ray auto --workers 8
     """
     from pipeline.show import results

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import typer
-import yaml
 
 from export import sandbox
 from pipeline.cli.app import app
-from tests.conftest import ROOT, draw_photos
+from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(r"(?:<!-- not run: (?P<why>.+?) -->\n)?```(?P<kind>\w*)\n(?P<lines>.*?)```", re.DOTALL)
@@ -64,23 +63,13 @@ def test_a_command_in_the_text_is_one_that_there_is(line):
 
 
 @pytest.fixture(scope="module")
-def workspace(cli, tmp_path_factory):
+def workspace(tiny, tiny_run, tmp_path_factory):
     """A folder with the files that the docs speak of."""
     folder = tmp_path_factory.mktemp("docs")
-    draw_photos(folder / "photos", train=16, val=6, test=4)
-    config = {
-        "data": {"root": str(folder / "photos")},
-        "latency": {"limit_ms": 50, "processes": 7},
-        "search": {"trials": 2, "epochs": 1, "subset": 1.0, "input_sizes": [64], "max_minutes": 0.3},
-        "select": {"f1_floor": 0.0, "input_size": None, "processes": 2},
-        "teacher": {"name": "mobilenetv3_small_050", "weights": "none", "epochs": 1, "learning_rate": 1e-3},
-        "distill": {"epochs": 2, "views": 2},
-        "quantize": {"max_f1_drop": 1.0, "images": 16},
-    }
-    (folder / "build.yaml").write_text(yaml.safe_dump(config))
-    done = cli("run", "-c", "build.yaml", cwd=folder)
-    assert done.returncode in (0, 3), done.stderr
+    shutil.copytree(tiny.parent / "photos", folder / "photos")
+    shutil.copyfile(tiny, folder / "build.yaml")
     run = folder / "runs/build"
+    shutil.copytree(tiny_run, run)
     for source, names in (
         (run / "export/model.onnx", ("a.onnx", "b.onnx", "model.onnx")),
         (run / "export/model.xml", ("b.xml",)),

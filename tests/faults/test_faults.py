@@ -19,7 +19,6 @@ from tests.conftest import ROOT
 torchvision_ops.ensure()
 
 
-@pytest.mark.slow  # the hub's client tries again for most of a minute
 def test_a_hub_that_cannot_be_reached_is_said_before_anything_is_searched(cli, tiny, tmp_path):
     env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
     done = cli("run", "-c", tiny, "--set", "teacher.weights=hub", "--run-dir", tmp_path / "r", env=env)
