@@ -1,6 +1,6 @@
 """Write the generated pages of docs/reference from the code: the command line, the config, the model language.
 
-python ci/make_docs.py; tests/docs/test_reference.py holds that the pages are what this writes.
+python ci/make_docs.py; tests/docs/test_pages.py holds that the pages are what this writes.
 """
 
 import json

@@ -71,7 +71,8 @@ class Limits(Section):
 
 
 class Score(Section):
-    """score = time_weight * t / reference_s + sigmoid(slope * (f1 - f1_macro)), lower is better."""
+    """score = time_weight * t / reference_s + sigmoid(slope * (f1 - f1_macro)) with the student's f1_macro; lower is
+    better."""
 
     time_weight: float
     """What a second of the submission costs, over reference_s."""
@@ -91,7 +92,7 @@ class Submission(Section):
     limit_s: Positive | None = None
     """Seconds for all of them, from files to labels; the gate judges it too."""
     score: Score | None = None
-    """For a table of candidates by the score of a competition; see Score."""
+    """For a table of candidates by the score of a competition."""
 
 
 class Student(Section):
@@ -106,7 +107,7 @@ class Student(Section):
     batch: Count = 32
     """Images of a step."""
     n_select: Annotated[int, Field(ge=0)] = 0
-    """As in Augment."""
+    """Operations of RandAugment in its training."""
     network: str | None = None
     """For a space whose networks begin with one of timm's: replaces the space's."""
     until: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
@@ -193,7 +194,7 @@ class Select(Section):
 
 
 class Augment(Section):
-    """What a training leaves to chance. With mixup and cutmix both, either is done to half of the images."""
+    """Random changes to photos in training. With mixup and cutmix both, either is done to half of the images."""
 
     least_area: Annotated[float, Field(gt=0, le=1)] = 0.35
     """Of a random crop, as a share of the image."""
@@ -245,7 +246,7 @@ class Teacher(Section):
     patience: Count = 3
     """Epochs without a better F1 before it stops."""
     augment: Augment = Augment()
-    """What its trainings leave to chance."""
+    """Of its trainings."""
     trials: Count = 1
     """Trainings with different hyper-parameters, of which the best is kept; the first has those given here."""
     tune: Tune = Tune()
@@ -264,7 +265,7 @@ class Distill(Section):
     """Random views stored of each image, for which the teacher is asked once; null: new ones in each epoch, for which
     it is asked each time."""
     augment: Augment = Augment()
-    """n_select is the trial's."""
+    """Of the student's training; n_select comes from the chosen candidate."""
 
 
 class Quantize(Section):
@@ -295,7 +296,7 @@ class BuildConfig(Section):
     """All that a build is made from."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """All that is drawn hangs on it: splits, weights, candidates, augmentation."""
+    """Decides every random choice: splits, weights, candidates, augmentation."""
     target: str = "local"
     """What times: local, or ssh://user@host[:port][/path/of/its/python]."""
     data: Data

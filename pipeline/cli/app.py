@@ -224,7 +224,7 @@ def gate_command(
     batch: BatchOption = None,
     pin: PinOption = None,
     target: TargetOption = "local",
-    processes: Annotated[int, typer.Option(min=1, help="Fresh processes of the first look.")] = 9,
+    processes: Annotated[int | None, typer.Option(min=1, help="Fresh processes of the first look; default 9.")] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     run_dir: RunDirOption = None,
@@ -237,6 +237,12 @@ def gate_command(
     from pipeline.show.results import show_verdict
 
     if file is None:
+        of_file = (limit_ms, runtime, precision, threads, batch, pin, processes)
+        if any(option is not None for option in of_file) or target != "local":
+            raise PipelineError(
+                "gate: --limit-ms, --processes, --target and the like are of a FILE; for a run set its config, for "
+                "example --set latency.limit_ms=1.4"
+            )
         result = run_stage("gate", config, overrides, run_dir, as_json, "results.show_verdict")
         return VERDICT_CODES[result["verdict"]]
     if limit_ms is None or not 0 < limit_ms < float("inf"):
@@ -248,7 +254,7 @@ def gate_command(
 
     timed = subject(file, runtime, precision, threads, batch, pin)
     with bar("gating in fresh processes") as tick:
-        verdict, measurement = gate(timed, limit_ms, processes, machine=machine(target), tick=tick)
+        verdict, measurement = gate(timed, limit_ms, processes or 9, machine=machine(target), tick=tick)
     result = {
         "verdict": verdict.verdict,
         "reasons": list(verdict.reasons),
@@ -299,7 +305,7 @@ def report_command(
 def preflight_command(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle: its archive or folder; instead of a run.")] = None,
     disk: Annotated[str | None, typer.Option(help="All that may be written, with the environment: 500MB.")] = None,
-    memory: Annotated[str | None, typer.Option(help="What a process may hold: 1GB.")] = None,
+    memory: Annotated[str | None, typer.Option(help="What a process may reserve: 1GB.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.001, help="For all images, all in.")] = None,
     images: Annotated[Path | None, typer.Option(help="Photos to label; the recorded ones are checked.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Images of a submission; default: those given.")] = None,
@@ -316,6 +322,11 @@ def preflight_command(
     from pipeline.show.shipping import show_preflight
 
     if bundle is None:
+        if any(option is not None for option in (disk, memory, seconds, images, count, wheels)):
+            raise PipelineError(
+                "preflight: --disk, --images and the like are of a BUNDLE; for a run set its config, for example --set "
+                "preflight.disk=500MB"
+            )
         found = run_stage("preflight", config, overrides, run_dir, as_json, "shipping.show_preflight")
         return VERDICT_CODES[found["verdict"]]
     for option, path in (("BUNDLE", bundle), ("--images", images), ("--wheels", wheels)):

@@ -101,7 +101,8 @@ def select_command(
 ) -> int:
     """Choose one of the trained candidates by the rule. Prints them all, and writes student.yaml.
 
-    --trial stays the run's choice until `--set select.trial=null` gives it back to the rule.
+    --trial stays the run's choice until `--set select.trial=null` gives it back to the rule; go on with `edgebuild run
+    --run-dir FOLDER`, without -c, which would set it back too.
 
     Example: edgebuild select --run-dir runs/build --trial 1
     """

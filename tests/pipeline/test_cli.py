@@ -74,6 +74,16 @@ REFUSED = {
         "none.safetensors: no such checkpoint",
     ),
     "an unknown command": (["serach"], 2, "No such command 'serach'"),
+    "options of a file for the gate of a run": (
+        ["gate", "--run-dir", "r", "--processes", "15"],
+        2,
+        "gate: --limit-ms, --processes, --target and the like are of a FILE; for a run set its config",
+    ),
+    "options of a bundle for the preflight of a run": (
+        ["preflight", "--run-dir", "r", "--disk", "1GB"],
+        2,
+        "preflight: --disk, --images and the like are of a BUNDLE; for a run set its config",
+    ),
 }
 
 
