@@ -19,6 +19,21 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 
+_LONG = (
+    "test_run.py",
+    "test_together.py",
+    "test_commands.py",
+    "test_bundle_runs.py",
+    "test_board.py",
+    "test_rounds.py",
+)
+"""Files of slow tests that take minutes: first, or a worker that takes the last of them lets the other one wait."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
+
+
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -111,7 +126,7 @@ def _draw_tiny(folder: Path) -> None:
         "data": {"root": str(folder / "photos")},
         "latency": {"limit_ms": 1000, "processes": 7},
         "search": {"trials": 2, "epochs": 1, "subset": 1.0, "input_sizes": [64]},
-        "select": {"f1_floor": 0.0, "input_size": None},
+        "select": {"f1_floor": 0.0, "input_size": None, "processes": 2},
         "teacher": {"name": "mobilenetv3_small_050", "weights": "none", "epochs": 2, "learning_rate": 1e-3},
         "distill": {"epochs": 2, "views": 2},
         "quantize": {"max_f1_drop": 1.0},
