@@ -78,7 +78,7 @@ def _charts(
         if any("f1_by_epoch" in r for r in rows):
             charts["search"].append(figures.curves(rows, chosen))
         if any(shares.values()):
-            charts["search"].append(figures.importances(shares))
+            charts["search"].append(figures.importances(shares, len(rows)))
     records = {
         who: run.read(stage, "training.json")
         for stage, who in (("teach", "teacher"), ("distill", "student"))

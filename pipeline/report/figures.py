@@ -28,6 +28,8 @@ _MOST_PARAMETERS, _MOST_OPERATORS = 12, 14
 _MOST_NUMBERS, _LONGEST = 20, 24
 """Classes whose confusions are told as numbers too; characters of a class's name on an axis."""
 _BAR_PX, _FRAME_PX = 26, 130
+_ENOUGH = 25
+"""PED-ANOVA's documentation wants five trials at least in the best share, which is a fifth."""
 
 Rows = Sequence[dict[str, Any]]
 """As `pipeline.search.tally.rows_of` has them."""
@@ -174,7 +176,7 @@ def _by_epoch(traces: Sequence[Any], y: str, epochs: int) -> go.Figure:
     return _figure(traces, "epoch", y, 340, xaxis_dtick=step, xaxis_tick0=step if step > 1 else 1)
 
 
-def importances(shares: dict[str, dict[str, float]]) -> Chart:
+def importances(shares: dict[str, dict[str, float]], candidates: int) -> Chart:
     """shares: objective -> parameter -> share."""
     most = {name: max(s.get(name, 0.0) for s in shares.values()) for of in shares.values() for name in of}
     names = sorted(most, key=lambda n: most[n])[-_MOST_PARAMETERS:]
@@ -194,6 +196,7 @@ def importances(shares: dict[str, dict[str, float]]) -> Chart:
     about = (
         "How much of what makes the best fifth the best hangs on each parameter (PED-ANOVA): latency and parameters "
         "over all candidates that were timed, F1 over those that were trained."
+        + (f" Of {candidates} candidates it is a hint, no more." if candidates < _ENOUGH else "")
     )
     return Chart("importances", "What each objective hangs on", about, figure)
 

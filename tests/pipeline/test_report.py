@@ -89,6 +89,18 @@ def test_it_is_small_enough_to_mail_and_holds_plotly_once(written):
     assert not re.search(r"<(?:link|script|img|iframe)[^>]+(?:src|href)=\"(?!data:)", text)
 
 
+def test_a_search_of_a_thousand_fits_too(chromium, tmp_path):
+    folder = golden(tmp_path)
+    found = json.loads((folder / "search/trials.json").read_text())
+    found["trials"] = [{**found["trials"][i % len(found["trials"])], "trial": i} for i in range(1000)]
+    (folder / "search/trials.json").write_text(json.dumps(found))
+    run = opened_run(folder)
+    file = report(run, standing(run))
+    assert file.stat().st_size < 6_000_000
+    with opened(chromium, file) as seen:
+        assert "The 1000 candidates that were timed" in seen.page.locator("#about-pareto").inner_text()
+
+
 def test_it_says_what_the_record_says(chromium, written):
     file, result = written
     latency, quality = result["latency"], result["quality"]
