@@ -47,7 +47,7 @@ class Preprocess:
         except MemoryError as error:
             raise ImageError(f"{path}: not enough memory to decode it") from error
         except Exception as error:  # damaged files make Pillow's decoders raise whatever they like, struct.error too
-            raise ImageError(f"{path}: {str(error) or type(error).__name__}") from error
+            raise ImageError(f"{path}: {str(error) or type(error).__name__}; replace it, or leave it out") from error
 
     def decode(self, source: str | Path | BinaryIO, scaled: bool = True) -> Image.Image:
         """RGB, upright. scaled: let a large JPEG be decoded at a fraction of its size. Raises what Pillow raises."""

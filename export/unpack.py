@@ -54,7 +54,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> Path:
                     raise BadArchive(f"{archive}: holds {member.name!r}, which is neither a file nor a folder")
                 _put(packed, member, folder)
     except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, OverflowError, RecursionError) as error:
-        raise BadArchive(f"{archive}: damaged, or no .tar.gz: {error}") from error
+        raise BadArchive(f"{archive}: damaged, or no .tar.gz ({error}); get it again, compare its sha256") from error
     tops = list(folder.iterdir())
     if len(tops) != 1 or not tops[0].is_dir():
         raise BadArchive(f"{archive}: expected one folder in it, found {len(tops)} entries at the top")

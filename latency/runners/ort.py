@@ -90,7 +90,7 @@ def _open(path: Path, precision: str, options: Any) -> Any:
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's own exceptions share no base class but Exception
-        raise InputError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+        raise InputError(f"{path}: ONNX Runtime cannot load it: {error}; export it again") from error
 
 
 def _precision(args: dict[str, Any]) -> str:

@@ -82,12 +82,12 @@ def _compile(path: Path, precision: str, threads: int, batch: int | None, profil
     try:
         model = core.read_model(path)
     except Exception as error:  # OpenVINO raises plain RuntimeError and its own types alike
-        raise InputError(f"{path}: OpenVINO cannot load it: {_told(error)}") from error
+        raise InputError(f"{path}: OpenVINO cannot load it: {_told(error)}; export it again") from error
     _fix_input(model, path, batch)
     try:
         return core.compile_model(model, "CPU", settings)
     except Exception as error:
-        raise InputError(f"{path}: OpenVINO cannot load it: {_told(error)}") from error
+        raise InputError(f"{path}: OpenVINO cannot load it: {_told(error)}; export it again") from error
 
 
 def _fix_input(model: Any, path: Path, batch: int | None) -> None:
