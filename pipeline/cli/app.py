@@ -35,6 +35,8 @@ from pipeline.cli.search import narrow_command, search_command, select_command
 from pipeline.cli.tools import config_app, data_app, doctor_command, init_command, model_app
 from pipeline.errors import VERDICT_CODES, PipelineError
 
+GATE_PROCESSES = 9
+
 app = typer.Typer(
     name="edgebuild",
     help="From labelled images and a time limit to a small image classifier, proven on this CPU to keep the limit.",
@@ -224,7 +226,9 @@ def gate_command(
     batch: BatchOption = None,
     pin: PinOption = None,
     target: TargetOption = "local",
-    processes: Annotated[int | None, typer.Option(min=1, help="Fresh processes of the first look; default 9.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help=f"Fresh processes of the first look; default {GATE_PROCESSES}.")
+    ] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     run_dir: RunDirOption = None,
@@ -254,7 +258,7 @@ def gate_command(
 
     timed = subject(file, runtime, precision, threads, batch, pin)
     with bar("gating in fresh processes") as tick:
-        verdict, measurement = gate(timed, limit_ms, processes or 9, machine=machine(target), tick=tick)
+        verdict, measurement = gate(timed, limit_ms, processes or GATE_PROCESSES, machine=machine(target), tick=tick)
     result = {
         "verdict": verdict.verdict,
         "reasons": list(verdict.reasons),

@@ -16,7 +16,7 @@ from latency import check, compare, selftest
 from latency.machine import CONTROL
 from latency.records import Subject
 from pipeline.cli import latency as cli_latency
-from pipeline.cli.app import gate_command
+from pipeline.cli.app import GATE_PROCESSES, gate_command
 from pipeline.errors import PipelineError
 from pipeline.regression import as_junit, as_markdown, built, read_baseline, worst
 from tests.conftest import ROOT
@@ -295,7 +295,8 @@ def test_the_defaults_of_the_commands_are_those_of_the_functions():
     assert default(cli_latency.check_command, "processes") == check.PROCESSES
     assert default(cli_latency.check_command, "allow") == check.ALLOWED
     assert default(cli_latency.selftest_command, "rounds") == selftest.ROUNDS
-    assert default(gate_command, "processes") == default(cli_latency.measure_command, "processes") == 9
+    assert GATE_PROCESSES == default(cli_latency.measure_command, "processes") == 9
+    assert default(gate_command, "processes") is None, "so that it is seen where it is given for a run"
 
 
 def test_the_documented_module_runs_without_the_launcher():
