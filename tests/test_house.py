@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -97,3 +98,24 @@ def test_a_folder_full_of_decoys_shadows_nothing(tmp_path, cli):
 
     done = cli("latency", "measure", CONTROL, "--processes", "1", cwd=tmp_path, env={"PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
+
+
+def test_a_wheel_has_every_package_and_every_file_of_theirs():
+    """What pyproject.toml lists, beside what there is."""
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    there = {
+        p.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for package in PACKAGES
+        for p in (ROOT / package).rglob("__init__.py")
+    }
+    assert set(setup["packages"]) == there
+    packed = {
+        file
+        for package, patterns in setup["package-data"].items()
+        for pattern in patterns
+        for file in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    for package in PACKAGES:
+        for file in (f for f in (ROOT / package).rglob("*") if f.is_file() and "__pycache__" not in f.parts):
+            in_a_package = file.suffix == ".py" and (file.parent / "__init__.py").exists()
+            assert in_a_package or file in packed, file
