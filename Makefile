@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_OPTIONS ?=
 BASE ?= HEAD
 # Two files of tests at a time, of one thread each: those of torch would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo test test-slow test-all lint types docs latency-check bench clean
 

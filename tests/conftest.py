@@ -27,7 +27,8 @@ _LONG = (
     "test_board.py",
     "test_rounds.py",
 )
-"""Files of slow tests that take minutes: first, or a worker that takes the last of them lets the other one wait."""
+"""Files of slow tests that take minutes: first, or a worker that takes the last of them lets the other one wait. Those of
+Ray come late: its nodes run at nice 15, and what they time waits for all else."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -88,7 +88,7 @@ def test_a_node_that_dies_loses_no_trial(cli, tiny, tmp_path, cluster, postgres,
     bare = postgres.replace(":pass%3Aword%401", "")
     add(num_cpus=1, resources={TARGET: 1})
     second = add(num_cpus=1, resources={TARGET: 1})
-    settings = ["search.trials=10", "search.epochs=3", f"search.storage={bare}", "search.study=cluster"]
+    settings = ["search.trials=6", "search.epochs=3", f"search.storage={bare}", "search.study=cluster"]
     storage, killed = RDBStorage(database_url(postgres, None)), {}
 
     def kill_in_mid_study():
@@ -111,7 +111,7 @@ def test_a_node_that_dies_loses_no_trial(cli, tiny, tmp_path, cluster, postgres,
     assert killed.get("at"), "the node was not killed in time"
     assert "runs its workers at nice 15, so timings wait for any other process there" in done.stderr  # Ray's default
     result = json.loads(done.stdout)
-    assert result["trained"] + result["stopped_early"] in (10, 11)
+    assert result["trained"] + result["stopped_early"] in (6, 7)
     study = optuna.load_study(study_name="cluster", storage=storage)
     assert all(study.trials[n].state.is_finished() for n in killed["at"])
     assert all(t.state.is_finished() for t in own_trials(study))
