@@ -21,14 +21,13 @@ sys.path.insert(0, str(ROOT))
 
 _LONG = (
     "test_run.py",
-    "test_together.py",
     "test_commands.py",
     "test_bundle_runs.py",
     "test_board.py",
     "test_rounds.py",
 )
-"""Files of slow tests that take minutes: first, or a worker that takes the last of them lets the other one wait. Those of
-Ray come late: its nodes run at nice 15, and what they time waits for all else."""
+"""Files of slow tests that take minutes: first, or a worker that takes the last of them lets the other one wait.
+Those of Ray come late: its nodes run at nice 15, and what they time waits for all else."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
