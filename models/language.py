@@ -142,6 +142,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {folded[found[0]]!r}?)" if found else ""
 
 
+def first_line(error: BaseException) -> str:
+    """What somebody else's error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def scale_channels(channels: float) -> int:
     """To a multiple of 8, at least 8 and never under 90 % of `channels`: the rule of the MobileNet papers."""
     scaled = max(8, int(channels + 4) // 8 * 8)

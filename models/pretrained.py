@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models import torchvision_ops
-from models.language import SpecError, nearest
+from models.language import SpecError, first_line, nearest
 
 _PROBE_SIZE = 128
 """Of the image that a cut network is tried with, on the meta device."""
@@ -272,7 +272,3 @@ def _load(model: nn.Module, path: Path, name: str, section: str) -> None:
 def _some(what: str, keys: Iterable[str]) -> str:
     keys = sorted(keys)
     return f"{len(keys)} keys {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}); " if keys else ""
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, Valida
 from models.language import SpecError, nearest
 from models.spec import find_yaml
 from pipeline.errors import PipelineError
+from pipeline.passwords import without_password
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -321,37 +322,6 @@ def all_keys(section: type[BaseModel] = BuildConfig, prefix: str = "") -> Iterat
             yield f"{prefix}{name}"
         else:
             yield from all_keys(inner, f"{prefix}{name}.")
-
-
-NO_URL = "(no URL)"
-
-
-def without_password(url: str) -> str:
-    """As far as it can be read as one; what cannot may hold a password anywhere, so nothing of it is shown."""
-    from sqlalchemy.engine import URL
-
-    known = _database(url)
-    if known is None or "@" in (known.host or ""):  # an @ of a password that is not quoted
-        return NO_URL
-    query = {k: v for k, v in known.query.items() if "password" not in k}
-    shown = URL.create(known.drivername, known.username, None, known.host, known.port, known.database, query)
-    return shown.render_as_string()
-
-
-def has_password(url: str) -> bool:
-    known = _database(url)
-    return known is not None and (known.password is not None or any("password" in k for k in known.query))
-
-
-def _database(url: str) -> Any:
-    """SQLAlchemy's reading of it; None where it is no URL."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        return make_url(url)
-    except (ArgumentError, ValueError):
-        return None
 
 
 def load_config(name: str | Path, overrides: list[str] | None = None) -> BuildConfig:

@@ -15,7 +15,7 @@ from latency.records import Subject
 from latency.runners import RUNNERS
 from latency.sampling import Plan, tick_ns
 from latency.selftest import last
-from pipeline.report.write import browser
+from pipeline.report.pictures import browser
 
 _PACKAGES = ("edgebuild", "torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "nncf", "optuna", "numpy")
 _QUICK = Plan(samples=20, seconds=0.05)

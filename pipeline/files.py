@@ -18,6 +18,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def templates(folder: Path, autoescape: bool = False) -> Any:
+    """Jinja's environment of a folder of templates, in which a name that is not given is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def read_json(path: Path) -> Any:
     """Raises PipelineError naming the file."""
     try:

@@ -5,15 +5,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from export.preprocess import DECODERS, ImageError
 from latency.host import INT8_DOT, Host, this_host
+from models.language import first_line
 from pipeline.config import load_config
 from pipeline.data.index import SPLITS, Index, scan
 from pipeline.errors import PipelineError
-from pipeline.files import write_text
+from pipeline.files import templates, write_text
 from pipeline.stages import Say
 
 NETWORK = "tf_efficientnet_lite0"
@@ -54,9 +54,7 @@ def write_build(
         **_of_photos(index),
         **_of_host(host),
     }
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = templates(_TEMPLATES)
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}  # PyYAML reads no surrogate pairs
     write_text(file, environment.get_template("build.yaml").render(facts) + "\n")
     try:
@@ -152,8 +150,6 @@ def hub_answers(say: Say) -> bool:
     """Whether weights can be had from the hub."""
     from httpx2 import HTTPError
     from huggingface_hub import HfApi
-
-    from models.pretrained import first_line
 
     try:
         HfApi().model_info(f"timm/{NETWORK}.in1k", timeout=5)

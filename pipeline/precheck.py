@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.language import nearest
-from models.pretrained import check_name, first_line, network
+from models.language import first_line, nearest
+from models.pretrained import check_name, network
 from models.spec import ModelSpec
 from pipeline.errors import PipelineError
 from pipeline.search.spaces import search_space

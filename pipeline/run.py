@@ -10,7 +10,7 @@ from pipeline import FORMAT, precheck
 from pipeline.data.stage import DATA, DRAWN
 from pipeline.errors import NoCandidate, PipelineError
 from pipeline.files import read_json, write_json
-from pipeline.search.basis import open_search
+from pipeline.search.basis import open_search, trials_of
 from pipeline.search.insight import importances_by_objective
 from pipeline.search.select import SELECT
 from pipeline.search.stage import SEARCH
@@ -20,7 +20,6 @@ from pipeline.ship.race import VERIFY
 from pipeline.show.live import enter_stage
 from pipeline.show.log import LOG, log
 from pipeline.stages import RESULT, Done, Run, Stage, current, key_of, perform
-from pipeline.study import load_study, own_trials
 from pipeline.training import distill, teach
 
 UNFINISHED = "unfinished"
@@ -108,7 +107,7 @@ def standing(run: Run) -> dict[str, Any]:
         if manifest is None or not _belongs(stage, manifest, run):
             reasons = [f"not finished; {stage.name} is next: `edgebuild run --run-dir {run.folder}`"]
             break
-        done.append(Done(stage.name, manifest["seconds"], True, manifest["summary"]))
+        done.append(Done(stage.name, manifest["key"], manifest["seconds"], True, manifest["summary"]))
         if stage is ship.GATE and manifest["summary"]["verdict"] != "pass":
             reasons = manifest["summary"]["reasons"]
             break
@@ -138,8 +137,7 @@ def _candidates(run: Run, result: dict[str, Any]) -> tuple[list[dict[str, Any]],
     if not begun or "data" not in done or not SEARCH.wanted(run.config):
         return [], {}
     try:
-        search = open_search(run)
-        trials = own_trials(load_study(search.url, search.study_name))
+        trials = trials_of(run, open_search(run).study_name)
     except (PipelineError, LatencyError, SpecError) as error:  # begun on another host, or its database is out of reach
         run.say(f"report: nothing of the search: {error}")
         return [], {}
@@ -188,7 +186,7 @@ def _result(run: Run, done: list[Done], reasons: list[str]) -> dict[str, Any]:
         "quality": None,
         "submission": None,
         "search": {k: search.get(k, 0) for k in ("asked", "rejected_untrained", "trained", "over_limit_trained")},
-        "stages": [_told(run, d) for d in done],
+        "stages": [{"name": d.name, "seconds": d.seconds, "skipped": d.skipped, "key": d.key} for d in done],
         "config": _config_hash(run),
         "host": _host(run),
         "bundle": finished.get("bundle"),
@@ -223,12 +221,6 @@ def _host(run: Run) -> dict[str, Any]:
             raise
         known: dict[str, Any] = read_json(path)["host"]
         return known
-
-
-def _told(run: Run, done: Done) -> dict[str, Any]:
-    manifest = run.manifest(done.name)
-    key = manifest and manifest["key"]
-    return {"name": done.name, "seconds": done.seconds, "skipped": done.skipped, "key": key}
 
 
 def _binding(run: Run, verdict: str) -> bool:

@@ -121,6 +121,7 @@ class Stage:
 @dataclass(frozen=True)
 class Done:
     name: str
+    key: str
     seconds: float
     skipped: bool
     summary: dict[str, Any]
@@ -193,7 +194,7 @@ def perform(stage: Stage, run: Run) -> Done:
     manifest = _kept(stage, run, key)
     if manifest is not None:
         run.say(f"{stage.name}: done before, nothing it depends on has changed")
-        return Done(stage.name, manifest["seconds"], True, manifest["summary"])
+        return Done(stage.name, key, manifest["seconds"], True, manifest["summary"])
     (run.folder / RESULT).unlink(missing_ok=True)  # it tells of what is done anew now
     work = run.folder / ".work" / f"{stage.name}-{key}"
     if not stage.resumes:
@@ -221,7 +222,7 @@ def perform(stage: Stage, run: Run) -> Done:
     _replace_folder(work, run.folder / stage.name)
     shutil.rmtree(run.folder / stage.name / SCRATCH, ignore_errors=True)
     run.say(f"{stage.name}: done in {seconds:.1f} s")
-    return Done(stage.name, seconds, False, summary)
+    return Done(stage.name, key, seconds, False, summary)
 
 
 def versions() -> dict[str, str]:

@@ -20,8 +20,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from models.language import canonical_hash
-from pipeline.config import NO_URL, without_password
 from pipeline.errors import EnvironmentProblem, PipelineError
+from pipeline.passwords import NO_URL, without_password
 
 Direction = Literal["maximize", "minimize"]
 HEARTBEAT_S, GRACE_S = 10, 60

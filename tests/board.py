@@ -78,4 +78,6 @@ def board(ssh_server, tmp_path, monkeypatch):
     wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
     target = f"ssh://{getpass.getuser()}@127.0.0.1:{port}{sys.executable}"
-    return Board(target, folder / "cache" / "edgebuild" / "board", server, config)
+    home = folder / "cache" / "edgebuild" / "board"
+    shutil.rmtree(home, ignore_errors=True)  # of a test before: a board that nothing was sent to yet
+    return Board(target, home, server, config)

@@ -1,6 +1,5 @@
 """A real browser without a screen, that tells what a page does: Debian's Chromium, driven by Playwright."""
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.write import browser as find_browser
+from pipeline.report.pictures import browser as find_browser
 
 
 @dataclass
@@ -31,7 +30,7 @@ def chromium() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which(path), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
 

@@ -19,6 +19,7 @@ from pipeline.cli.edge import (
     guarded,
     opened,
     run_stage,
+    watched,
 )
 from pipeline.cli.latency import (
     BatchOption,
@@ -292,8 +293,6 @@ def report_command(
 
     Examples: edgebuild report --run-dir runs/build; edgebuild report -c build.yaml --png
     """
-    from pipeline.cli.edge import watched
-
     with watched(config, run_dir) as run:
         from pipeline.run import report, standing
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from export.artifact import sha256
 from export.preprocess import SUFFIXES, ImageError, Preprocess
+from models.language import first_line
 from pipeline.errors import EnvironmentProblem, PipelineError
 from pipeline.stages import Say
 
@@ -67,12 +69,11 @@ def _download(source: Source, say: Say) -> Path:
     try:
         path = Path(hf_hub_download(source.repo, source.file, repo_type="dataset"))
     except (OSError, HTTPError) as error:
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EnvironmentProblem(
-            f"{where}: cannot be downloaded: {told}; connect to the network and give the same command, which goes on "
-            "from where it stopped"
+            f"{where}: cannot be downloaded: {first_line(error)}; connect to the network and give the same command, "
+            "which goes on from where it stopped"
         ) from error
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = sha256(path)
     if found != source.sha256:
         path.resolve().unlink()
         path.unlink(missing_ok=True)

@@ -16,8 +16,6 @@ from pipeline.report import figures, photos
 from pipeline.report.figures import Chart
 from pipeline.stages import Run
 
-STUDENT = "select/student.yaml"
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -57,7 +55,7 @@ def gather(run: Run, result: dict[str, Any], rows: Sequence[dict[str, Any]], sha
 
 
 def _architecture(run: Run) -> tuple[dict[str, Any], str]:
-    spec = ModelSpec.load(run.folder / STUDENT)
+    spec = ModelSpec.load(run.file("select", "student.yaml"))
     text = yaml.safe_dump(spec.document(), sort_keys=False, default_flow_style=None)
     model = profile(spec).as_dict()
     if spec.network:

@@ -3,7 +3,7 @@
 import base64
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,18 @@ _SIDE_PX, _QUALITY = 220, 70
 
 
 def worst(
-    paths: Sequence[Path], truth: Sequence[str], guesses: Sequence[str], losses: Iterable[float]
+    paths: Sequence[Path], truth: Sequence[str], guesses: Sequence[str], losses: Sequence[float]
 ) -> list[dict[str, Any]]:
     """Of those that it got wrong, the ones of the largest loss: {"name", "label", "guess", "share", "image"}. share:
     the probability that it gives the label. image: a data URI; None where the file is gone or cannot be read."""
-    order = np.argsort([-v for v in losses])
+    order = np.argsort(-np.array(losses))
     wrong = [i for i in order if truth[i] != guesses[i]][:_COUNT]
-    loss = list(losses)
     return [
         {
             "name": os.fsencode(f"{paths[i].parent.name}/{paths[i].name}").decode(errors="replace"),
             "label": truth[i],
             "guess": guesses[i],
-            "share": float(np.exp(-loss[i])),
+            "share": float(np.exp(-losses[i])),
             "image": _thumbnail(paths[i]),
         }
         for i in wrong

@@ -8,6 +8,7 @@ from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
 from torch import nn
 
 from latency.machine import Machine
@@ -24,7 +25,7 @@ from pipeline.search.samplers import sampler
 from pipeline.search.short import Trainer
 from pipeline.search.spaces import search_space
 from pipeline.stages import Run, Say
-from pipeline.study import Direction, database_url, open_study
+from pipeline.study import Direction, database_url, load_study, open_study, own_trials
 from pipeline.training.begin import begin, load_arrays, weights_key
 from pipeline.training.checkpoint import pixels
 from pipeline.training.inputs import Arrays
@@ -152,3 +153,8 @@ def open_search(run: Run) -> Search:
         run.worker,
         run.say,
     )
+
+
+def trials_of(run: Run, study: str) -> list[FrozenTrial]:
+    """Of a study of this run's, by its name. Raises PipelineError where there is none."""
+    return own_trials(load_study(database_url(run.config.search.storage, run.folder / "study"), study))

@@ -21,6 +21,7 @@ from models.joined import SPACE, JoinedSpace
 from pipeline.config import BuildConfig
 from pipeline.errors import PipelineError
 from pipeline.files import write_text
+from pipeline.search.basis import trials_of
 from pipeline.search.insight import (
     LEAST,
     best_share,
@@ -34,7 +35,6 @@ from pipeline.search.insight import (
 from pipeline.search.spaces import search_space
 from pipeline.search.tally import REJECTED, fate
 from pipeline.stages import Run
-from pipeline.study import database_url, load_study, own_trials
 
 _DECIDE = ("F1", "latency")
 """Parameters (of the network) are an objective for what they cost, and nobody narrows a space for them."""
@@ -71,9 +71,8 @@ class Narrowed:
 def narrow(run: Run) -> Narrowed:
     """What the finished search of a run says. Raises PipelineError where it is too little."""
     result = run.read("search", "trials.json")
-    study = load_study(database_url(run.config.search.storage, run.folder / "study"), result["study"])
     one_size, limit_ms = run.config.select.input_size is not None, run.config.latency.limit_ms
-    return narrowed(own_trials(study), search_space(run.config), limit_ms, one_size)
+    return narrowed(trials_of(run, result["study"]), search_space(run.config), limit_ms, one_size)
 
 
 def narrowed(

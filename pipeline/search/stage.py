@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import FORMAT
-from pipeline.config import without_password
 from pipeline.files import write_json
-from pipeline.search.basis import candidate_timer, open_search
+from pipeline.passwords import without_password
+from pipeline.search.basis import candidate_timer, open_search, trials_of
 from pipeline.search.insight import importances_by_objective
 from pipeline.search.loop import run_search
 from pipeline.search.together import search_together
 from pipeline.stages import Crew, Run, Stage
-from pipeline.study import database_url, load_study, own_trials, same_references
+from pipeline.study import same_references
 
 
 def _inputs(run: Run) -> dict[str, Any]:
@@ -37,8 +37,7 @@ def _search(run: Run, work: Path) -> dict[str, Any]:
             result = run_search(search, timer)
     else:
         result = search_together(run)
-    study = load_study(database_url(run.config.search.storage, run.folder / "study"), result["study"])
-    shares = importances_by_objective(own_trials(study))
+    shares = importances_by_objective(trials_of(run, result["study"]))
     write_json(work / "trials.json", {"format": FORMAT, **result, "importances": shares})
     return {k: v for k, v in result.items() if k != "trials"}
 

@@ -28,10 +28,11 @@ from latency.target import machine_of
 from models.joined import JoinedSpace
 from models.pretrained import Normalisation
 from models.spec import ModelSpec
-from pipeline.config import BuildConfig, has_password
+from pipeline.config import BuildConfig
 from pipeline.data.index import Index
 from pipeline.data.stage import load_index
 from pipeline.errors import EnvironmentProblem, PipelineError
+from pipeline.passwords import has_password
 from pipeline.search.basis import Search, candidate_timer, open_search
 from pipeline.search.cluster import TARGET, alive, check_nodes, cluster, share_of, targets
 from pipeline.search.loop import conclude, prepare, work

@@ -44,8 +44,15 @@ def best_so_far(text: str) -> None:
 def bar(step: str, unit: str = "") -> Iterator[Tick]:
     """For a step of the stage. unit: what is counted, told by the second."""
     from rich.console import Console  # 50 ms that `--help` can do without
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TaskProgressColumn, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeLeftColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     errors = Console(stderr=True)
     if _shown.quiet or not errors.is_terminal:
@@ -58,7 +65,7 @@ def bar(step: str, unit: str = "") -> Iterator[Tick]:
         BarColumn(20),
         TaskProgressColumn() if unit else MofNCompleteColumn(),
         TextColumn("{task.fields[speed]}{task.fields[best]}"),
-        TimeLeftColumn(compact=True),
+        TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=errors, transient=True) as progress:
         tasks: list[TaskID] = []

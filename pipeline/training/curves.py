@@ -4,7 +4,6 @@ tensorboard --logdir runs/NAME/tensorboard
 """
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.training.progress import Epoch
@@ -14,11 +13,9 @@ FOLDER = "tensorboard"
 
 def writer(folder: Path) -> Callable[[Epoch], None]:
     """Writes each epoch it is given; a training that goes on writes over what came after."""
-    if find_spec("tensorboard") is None:
-        return lambda epoch: None
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # of what it needs itself
+    except ImportError:
         return lambda epoch: None
 
     begun: list[SummaryWriter] = []

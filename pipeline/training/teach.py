@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from models.language import canonical_hash
-from models.pretrained import Normalisation, first_line, freeze_until, network, normalisation
+from models.language import canonical_hash, first_line
+from models.pretrained import Normalisation, freeze_until, network, normalisation
 from pipeline import FORMAT
 from pipeline.config import Teacher
 from pipeline.data.stage import load_index

@@ -13,7 +13,7 @@ from pipeline import run as pipeline_run
 from pipeline.config import check_config, load_config
 from pipeline.data import demo
 from pipeline.errors import EnvironmentProblem
-from pipeline.report import write
+from pipeline.report import pictures
 from pipeline.run import report, standing
 from pipeline.stages import Run, run_config
 from tests.browser import chromium, opened, until
@@ -319,7 +319,7 @@ def test_pictures_for_a_readme(chromium, tmp_path):
 
 
 def test_pictures_without_a_browser_are_an_error_that_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "_BROWSERS", ("no-such-browser",))
+    monkeypatch.setattr(pictures, "_BROWSERS", ("no-such-browser",))
     run = opened_run(golden(tmp_path))
     with pytest.raises(EnvironmentProblem) as caught:
         report(run, standing(run), pictures=True)

@@ -12,8 +12,9 @@ import pytest
 from optuna.trial import TrialState
 
 from pipeline import study as studies
-from pipeline.config import load_config, without_password
+from pipeline.config import load_config
 from pipeline.errors import EnvironmentProblem, PipelineError
+from pipeline.passwords import without_password
 from pipeline.search.tally import Tally, used_up
 from pipeline.study import (
     alive,
