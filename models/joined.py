@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.language import SpecError, canonical_hash
-from models.space import Candidate, SearchSpace, Suggester
+from models.space import Candidate, SearchSpace, Suggester, from_trial
 
 SPACE = "space"
 
@@ -74,7 +74,7 @@ class JoinedSpace:
         """Draw one candidate. Raises SpecError where the draw is no valid network."""
         if len(self.parts) == 1:
             return self.parts[0].suggest(trial, classes)
-        chosen = trial.suggest_categorical(SPACE, [p.name for p in self.parts])
+        chosen = from_trial(lambda: trial.suggest_categorical(SPACE, [p.name for p in self.parts]), SPACE)
         part = next(p for p in self.parts if p.name == chosen)
         return part.suggest(_Prefixed(trial, self._prefix(part)), classes)
 

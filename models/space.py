@@ -29,15 +29,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
-from models.language import BLOCKS, SpecError, canonical_hash, nearest
+from models.documents import read_yaml
+from models.language import BLOCKS, KINDS, SpecError, canonical_hash, nearest
 from models.spec import ModelSpec, find_yaml
 
 SPACES = Path(__file__).parent / "spaces"
 PASS = "Pass"
 _HYPER = ("optimizer", "learning_rate", "batch", "n_select", "input_size")
 _MODEL = ("depth_multiple", "width_multiple")
+_MOST_VALUES = 100_000
 
 
 class Suggester(Protocol):
@@ -88,10 +88,7 @@ class SearchSpace:
         values any choice, by the name that a trial has for it (`m5/type`).
         """
         file = find_yaml(name, SPACES, "search space")
-        try:
-            document = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SpecError(f"{file}: not readable as YAML: {error}") from error
+        document = read_yaml(file)
         if input_sizes and isinstance(document, dict) and isinstance(document.get("hyper"), dict):
             document["hyper"]["input_size"] = list(input_sizes)
         _check(document, str(file))
@@ -226,7 +223,9 @@ class _Values:
 
 def _draw(trial: Suggester, name: str, choice: Any) -> Any:
     if isinstance(choice, list):
-        return choice[0] if len(choice) == 1 else trial.suggest_categorical(name, choice)
+        if len(choice) == 1:
+            return choice[0]
+        return from_trial(lambda: trial.suggest_categorical(name, choice), name)
     if not isinstance(choice, dict):
         return choice
     if "choices" in choice:
@@ -234,7 +233,15 @@ def _draw(trial: Suggester, name: str, choice: Any) -> Any:
     low, high = choice["low"], choice["high"]
     draw: Callable[..., Any] = trial.suggest_float if _has_float(choice) else trial.suggest_int
     extra = {k: choice[k] for k in ("step", "log") if k in choice}
-    return draw(name, low, high, **extra)
+    return from_trial(lambda: draw(name, low, high, **extra), name)
+
+
+def from_trial(draw: Callable[[], Any], name: str) -> Any:
+    """Draw a value. Raises SpecError if the trial was given a value that is not one of the choices."""
+    try:
+        return draw()
+    except (ValueError, TypeError, OverflowError) as error:
+        raise SpecError(f"{name}: {error}; expected a value of this search space") from error
 
 
 def all_of(choice: Any) -> list[Any] | None:
@@ -262,23 +269,27 @@ def _check(document: Any, source: str) -> None:
     if not isinstance(document, dict):
         raise SpecError(f"{source}: expected a mapping with the keys {', '.join(keys)}")
     _same_keys(document, keys, source)
+    _check_shape(document, source)
     if document["format"] != 1:
         raise SpecError(f"{source}: format: expected 1, got {document['format']!r}")
     _same_keys(document["hyper"], _HYPER, f"{source}: hyper")
     _same_keys(document["model"], _MODEL, f"{source}: model")
     for where, _, choice in _choices(document):
         _check_choice(choice, f"{source}: {where}")
+    for part, expected in (("hyper", _HYPER_VALUES), ("model", dict.fromkeys(_MODEL, KINDS["ratio"]))):
+        for name, (test, words) in expected.items():
+            for value in _ends(document[part][name]):
+                if not test(value):
+                    raise SpecError(f"{source}: {part}.{name}: expected {words}, got {value!r}")
     for module in document["modules"]:
-        where = f"{source}: module {module.get('name', '?')}"
-        _same_keys(module, ("name", "params", "layers"), where)
-        types = module["params"].get("type", [])
-        types = types if isinstance(types, list) else [types]
-        for kind in types:
+        where = f"{source}: module {module['name']}"
+        if "type" not in module["params"]:
+            raise SpecError(f"{where}: type: missing in params; a block of layers, or {PASS}")
+        for kind in all_of(module["params"]["type"]) or []:
             if kind != PASS and kind not in module["layers"]:
                 raise SpecError(f"{where}: type {kind!r} has no entry in layers{nearest(kind, module['layers'])}")
         for kind, args in module["layers"].items():
             _check_layer(kind, args, module["params"], where)
-    _same_keys(document["head"], ("params", "layers"), f"{source}: head")
     for _, kind, args in document["head"]["layers"]:
         _check_layer(kind, args, {**document["head"]["params"], "classes": 1}, f"{source}: head")
 
@@ -308,9 +319,68 @@ def _choices(document: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
     yield from ((f"head: {k}", f"head/{k}", v) for k, v in document["head"]["params"].items())
 
 
+_HYPER_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "optimizer": (lambda v: isinstance(v, str) and bool(v), "the name of an optimizer"),
+    "learning_rate": (lambda v: _is_number(v) and 0 < v <= 100, "a number over 0, up to 100"),
+    "batch": KINDS["positive"],
+    "n_select": KINDS["non_negative"],
+    "input_size": (lambda v: KINDS["positive"][0](v) and 16 <= v <= 2048, "a whole number from 16 to 2048"),
+}
+
+
+def _ends(choice: Any) -> list[Any]:
+    """All values of a list, or both ends of a range."""
+    if isinstance(choice, dict) and "choices" not in choice:
+        return [choice["low"], choice["high"]]
+    return all_of(choice) or []
+
+
+def _check_shape(document: dict[str, Any], source: str) -> None:
+    """Check that mappings, lists and plain values are where they belong. Their contents are checked afterwards."""
+    places = (
+        (bool, "flat", document["flat"]),
+        (int, "max_strides", document["max_strides"]),
+        *((dict, key, document[key]) for key in ("hyper", "model", "head")),
+        (list, "modules", document["modules"]),
+    )
+    for kind, where, value in places:
+        _is_a(kind, value, f"{source}: {where}")
+    for i, module in enumerate(document["modules"]):
+        where = f"{source}: module {i}"
+        _same_keys(module, ("name", "params", "layers"), where)
+        _is_a(str, module["name"], f"{where}: name")
+        _is_a(dict, module["params"], f"{where}: params")
+        _is_a(dict, module["layers"], f"{where}: layers")
+        for kind, args in module["layers"].items():
+            _is_a(list, args, f"{where}: layers: {kind}")
+    names = [module["name"] for module in document["modules"]]
+    if len(set(names)) < len(names):
+        raise SpecError(f"{source}: modules: two have the same name")
+    _same_keys(document["head"], ("params", "layers"), f"{source}: head")
+    _is_a(dict, document["head"]["params"], f"{source}: head: params")
+    _is_a(list, document["head"]["layers"], f"{source}: head: layers")
+    for row in document["head"]["layers"]:
+        if not (isinstance(row, list) and len(row) == 3 and isinstance(row[1], str) and isinstance(row[2], list)):
+            raise SpecError(f"{source}: head: layers: expected [repeat, module, args], got {row!r}")
+
+
+_WORDS = {bool: "true or false", int: "a whole number", str: "text", dict: "a mapping", list: "a list"}
+
+
+def _is_a(kind: type, value: Any, where: str) -> None:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise SpecError(f"{where}: expected {_WORDS[kind]}, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_choice(choice: Any, where: str) -> None:
     if isinstance(choice, list) and not choice:
         raise SpecError(f"{where}: an empty list leaves nothing to choose")
+    if isinstance(choice, list) and any(isinstance(value, dict | list) for value in choice):
+        raise SpecError(f"{where}: expected a list of plain values, got {choice!r}")
     if not isinstance(choice, dict):
         return
     known = ("choices", "two_if") if "choices" in choice else ("low", "high", "step", "log")
@@ -321,10 +391,14 @@ def _check_choice(choice: Any, where: str) -> None:
         _check_choice(choice["choices"], where)
     elif not ("low" in choice and "high" in choice):
         raise SpecError(f"{where}: a range needs low and high, got {choice!r}")
-    elif not all(isinstance(choice[k], int | float) for k in ("low", "high")) or choice["low"] > choice["high"]:
+    elif not all(_is_number(choice[k]) for k in ("low", "high")) or choice["low"] > choice["high"]:
         raise SpecError(f"{where}: low and high: expected numbers with low <= high, got {choice!r}")
-    elif "step" in choice and not (isinstance(choice["step"], int | float) and choice["step"] > 0):
+    elif "step" in choice and not (_is_number(choice["step"]) and choice["step"] > 0):
         raise SpecError(f"{where}: step: expected a number over 0, got {choice['step']!r}")
+    elif not isinstance(choice.get("log", False), bool):
+        raise SpecError(f"{where}: log: expected true or false, got {choice['log']!r}")
+    elif (choice["high"] - choice["low"]) / choice.get("step", 1) > _MOST_VALUES:
+        raise SpecError(f"{where}: a range of more than {_MOST_VALUES} values, got {choice!r}; give a larger step")
     elif choice.get("log") and ("step" in choice or choice["low"] <= 0):
         raise SpecError(f"{where}: log: needs a low over 0 and no step, got {choice!r}")
 

@@ -29,8 +29,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from models.documents import read_yaml
 from models.language import (
     ACTIVATIONS,
     BLOCKS,
@@ -46,6 +45,8 @@ from models.language import (
 ZOO = Path(__file__).parent / "zoo"
 _KEYS = ("input_channel", "INPUT_SIZE", "depth_multiple", "width_multiple", "backbone", "until", "head")
 _TIMM = "timm:"
+_MOST_UNITS, _MOST_CHANNELS, _MOST_WEIGHTS = 1000, 2**16, 2**28
+"""Far beyond any network for an edge device. Larger values are typing errors that would exhaust the memory."""
 _HEAD = [[1, "GlobalAvgPool", []], [1, "Linear", [1]]]
 
 
@@ -87,10 +88,7 @@ class ModelSpec:
     def load(cls, path: str | Path) -> "ModelSpec":
         """Read a YAML file, or the zoo's file of that name. Raises SpecError naming file, layer and field."""
         file = find_yaml(path, ZOO, "model")
-        try:
-            document = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SpecError(f"{file}: not readable as YAML: {error}") from error
+        document = read_yaml(file)
         if isinstance(document, dict) and isinstance(document.get("model"), dict):
             document = document["model"]
         return cls.parse(document, source=str(file))
@@ -127,6 +125,8 @@ class ModelSpec:
         for index, layer in enumerate(self.backbone):
             block = BLOCKS[layer.module]
             count = scale_repeat(layer.repeat, self.depth_multiple)
+            if len(units) + count > _MOST_UNITS:
+                raise SpecError(f"{self.source}: layer {index}: more than {_MOST_UNITS} blocks; lower a repeat")
             for i in range(count):
                 unit = self._unit(index, layer, block, channels, first=i == 0, last=i == count - 1)
                 units.append(unit)
@@ -206,6 +206,7 @@ class ModelSpec:
             k: float(v) if k == "expansion" else bool(v) if k in ("SE", "HS", "shortcut") else v
             for k, v in args.items()
         }
+        _check_size(in_channels, out, args, where)
         _check_channels(layer.module, in_channels, out, args, where)
         return Unit(index, layer.module, in_channels, out, args)
 
@@ -234,11 +235,24 @@ def find_yaml(name: str | Path, folder: Path, what: str) -> Path:
     shipped = folder / f"{name}.yaml"
     if path.name == str(name) and shipped.is_file():
         return shipped
+    if path.is_dir():
+        raise SpecError(f"{what} {str(name)!r}: a folder; give a YAML file")
     known = sorted(p.stem for p in folder.glob("*.yaml"))
     raise SpecError(
         f"{what} {str(name)!r}: no such file, and no shipped one of that name{nearest(path.stem, known)}; "
         f"shipped: {', '.join(known)}"
     )
+
+
+def _check_size(cin: int | None, out: int | None, args: dict[str, Any], where: str) -> None:
+    """Check the channels and weights of one block before it is built."""
+    hidden = max(cin or 1, out or 1) * args.get("expansion", 1)
+    if hidden > _MOST_CHANNELS:
+        raise SpecError(f"{where}: {hidden:.0f} channels, more than {_MOST_CHANNELS}; lower out or width_multiple")
+    kernel = max((v for k, v in args.items() if k.endswith("kernel")), default=1)
+    weights = (cin or 1) * (out or 1) * kernel**2 / args.get("groups", 1)
+    if weights > _MOST_WEIGHTS or kernel > _MOST_UNITS:
+        raise SpecError(f"{where}: {weights:.3g} weights in one block, more than {_MOST_WEIGHTS}; lower out or kernel")
 
 
 def _check_channels(module: str, cin: int | None, out: int | None, args: dict[str, Any], where: str) -> None:

@@ -5,9 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError, field_serializer
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from models.documents import parse_yaml, read_yaml
 from models.language import SpecError, nearest
 from models.spec import find_yaml
 from pipeline.errors import PipelineError
@@ -15,9 +26,18 @@ from pipeline.passwords import without_password
 
 CONFIGS = Path(__file__).parent / "configs"
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_MOST = 1e9
+"""Upper limit of counts and measures. Anything larger is a typing error."""
+Positive = Annotated[float, Field(gt=0, le=_MOST)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=int(_MOST))]
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+Batch = Annotated[int, Field(ge=1, le=65_536)]
+Operations = Annotated[int, Field(ge=0, le=100)]
+Alpha = Annotated[float, Field(ge=0, le=100)]
+Rate = Annotated[float, Field(gt=0, le=100)]
+Bytes = Annotated[ByteSize, Field(gt=0, le=2**50)]
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 Runtime = Literal["onnxruntime", "openvino"]
 Precision = Literal["f32", "bf16", "int8"]
 Form = Literal["onnxruntime-f32", "onnxruntime-int8", "openvino-f32", "openvino-bf16", "openvino-int8"]
@@ -29,14 +49,44 @@ Size = Annotated[int, Field(ge=16, le=2048)]
 class Section(BaseModel):
     # Defaults are validated too: 60 and 60.0 would be one value and two hashes.
     model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), validate_default=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_yes_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic would read true as 1."""
+        kinds = str(cls.model_fields[str(info.field_name)].annotation)
+        if "bool" not in kinds and "Any" not in kinds and any(isinstance(v, bool) for v in _flat(value)):
+            raise PydanticCustomError("no_number", "expected a number or a name, not true or false")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _each_once(cls, value: Any) -> Any:
+        plain = [v for v in value if isinstance(v, str | int | float)] if isinstance(value, tuple) else []
+        if len(set(plain)) < len(plain):
+            raise PydanticCustomError("twice", "the same value is there twice")
+        return value
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
 
 
 class Data(Section):
     """The labelled images."""
 
-    root: str
+    root: Text
     """An ImageFolder tree (train/, optionally val/ and test/; or one tree of classes), or `demo` for the drawn set."""
     fit: Literal["squash", "pad", "crop"] = "squash"
     """An image to a square: squash ignores its aspect ratio, pad puts it on grey, crop cuts the middle out."""
@@ -54,9 +104,9 @@ class Latency(Section):
     """What a file may be run by; both race."""
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = ("f32", "bf16", "int8")
     """bf16 is left out where the CPU or the runtime lacks it."""
-    threads: Count = 1
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Of one inference, here and in the bundle."""
-    processes: Count = 9
+    processes: Annotated[int, Field(ge=1, le=1000)] = 9
     """Fresh processes of the gate's first look; fewer than 7 cannot give a verdict."""
 
 
@@ -65,9 +115,9 @@ class Limits(Section):
 
     params: Count | None = None
     """Of the network."""
-    size: Annotated[ByteSize, Field(gt=0)] | None = None
+    size: Bytes | None = None
     """Of the file, in the form in which it is timed: 500kB, 1MiB."""
-    memory: Annotated[ByteSize, Field(gt=0)] | None = None
+    memory: Bytes | None = None
     """Peak of a fresh process that loads and runs it, the runtime and Python included: about 100MB are theirs."""
 
 
@@ -75,13 +125,13 @@ class Score(Section):
     """score = time_weight * t / reference_s + sigmoid(slope * (f1 - f1_macro)) with the student's f1_macro; lower is
     better."""
 
-    time_weight: float
+    time_weight: Annotated[float, Field(ge=0, le=_MOST)]
     """What a second of the submission costs, over reference_s."""
     reference_s: Positive
     """Seconds that count as one."""
-    slope: float
+    slope: Positive
     """How steeply the score falls with F1."""
-    f1: float
+    f1: Share
     """The F1 at which it falls the most."""
 
 
@@ -99,22 +149,22 @@ class Submission(Section):
 class Student(Section):
     """What is known of the student before any search."""
 
-    model: str | None = None
+    model: Text | None = None
     """An architecture to train as it is, instead of a search: a YAML file, or one that ships."""
-    optimizer: str = "adamw"
+    optimizer: Text = "adamw"
     """A name of timm's. This and the next three are how `model` is trained; a search takes them from its space."""
-    learning_rate: Positive | None = None
+    learning_rate: Rate | None = None
     """null: 3e-3 for a network from scratch, 3e-4 for one that begins with weights."""
-    batch: Count = 32
+    batch: Batch = 32
     """Images of a step."""
-    n_select: Annotated[int, Field(ge=0)] = 0
+    n_select: Operations = 0
     """Operations of RandAugment in its training."""
-    network: str | None = None
+    network: Text | None = None
     """For a space whose networks begin with one of timm's: replaces the space's."""
-    until: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    until: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
     """Stages behind which it may be cut, by timm's names (of resnet18: layer2.1); replaces the space's list, which is
     for EfficientNets. Where none fits, those that exist are named."""
-    weights: str = "hub"
+    weights: Text = "hub"
     """Of that network: hub, none, or the path of a .safetensors file."""
 
 
@@ -124,18 +174,18 @@ class Stop(Section):
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.33
     """Worst share of the comparable ones, in which a training is ended; 0: never."""
-    epochs: Count = 2
+    epochs: Epochs = 2
     """None ends before so many."""
     least: Count = 6
     """Nor against fewer earlier candidates."""
-    similar: Annotated[float, Field(ge=1)] = 1.15
+    similar: Annotated[float, Field(ge=1, le=_MOST)] = 1.15
     """As fast is what takes at most so many times as long."""
 
 
 class Search(Section):
     """Which candidates are tried, how they are timed and trained, and when it ends."""
 
-    space: str | Annotated[tuple[str, ...], Field(min_length=1)] = "cpu"
+    space: Text | Annotated[tuple[Text, ...], Field(min_length=1)] = "cpu"
     """A space that ships or a YAML file; or several, in one study."""
     values: dict[str, Any] = {}
     """Replaces choices of the space, by the name that a trial has for them: `m5/type: [Conv, Pass]`."""
@@ -156,15 +206,15 @@ class Search(Section):
     """Candidates in all, the rejected ones too."""
     max_minutes: Positive = 60
     """Of all candidates together; looked at before each. What a sweep measures first does not count."""
-    epochs: Count = 10
+    epochs: Epochs = 10
     """Of each candidate."""
     subset: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the training images that a candidate is trained on."""
     stop: Stop = Stop()
-    storage: str | None = None
+    storage: Text | None = None
     """An Optuna storage URL, such as postgresql://user@host/database; the default is SQLite in the run folder. A
     password is not kept in the run folder: PGPASSWORD and ~/.pgpass are read."""
-    study: str | None = None
+    study: Text | None = None
     """Name of the study, where several take part in one; null: made of what gives it its meaning."""
 
     @field_serializer("storage")
@@ -182,15 +232,15 @@ class Select(Section):
     """Candidates within so much of the best F1 count as equally good."""
     latency_band: Share = 0.10
     """Of these, those within such a share of the fastest count as equally fast."""
-    input_size: int | None = 168
+    input_size: Size | None = 168
     """Only candidates of this size are chosen; null: of any."""
     finalists: Count = 3
     """So many of the best by the rule are timed again before one is chosen, in fresh processes, in turn."""
-    processes: Count = 5
+    processes: Annotated[int, Field(ge=1, le=1000)] = 5
     """Fresh processes of each finalist."""
     seeds: Count = 1
     """Trainings of each finalist, that of the search included; the mean F1 of the further ones counts."""
-    trial: int | None = None
+    trial: Annotated[int, Field(ge=0, le=int(_MOST))] | None = None
     """Overrules the rule by a trial's number."""
 
 
@@ -201,47 +251,54 @@ class Augment(Section):
     """Of a random crop, as a share of the image."""
     turns: bool = False
     """Upside down and on its side as well: for photos that have no up."""
-    n_select: Annotated[int, Field(ge=0)] = 0
+    n_select: Operations = 0
     """Operations of RandAugment, drawn for each image; timm applies each of them half the time."""
-    mixup: Annotated[float, Field(ge=0)] = 0.0
+    mixup: Alpha = 0.0
     """Alpha of the Beta distribution of shares; 0: none."""
-    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    cutmix: Alpha = 0.0
     """The same for patches of another image."""
 
 
 class Tune(Section):
     """What a further trial of the teacher may have, beside the values of `teacher` itself."""
 
-    learning_rate: tuple[Positive, Positive] = (1e-4, 3e-3)
+    learning_rate: tuple[Rate, Rate] = (1e-4, 3e-3)
     """From, to; drawn by its logarithm."""
-    epochs: tuple[Count, ...] = (5, 8, 12)
+    epochs: tuple[Epochs, ...] = (5, 8, 12)
     """Beside `teacher.epochs`."""
     input_size: tuple[Size, ...] = ()
     """None beside its own by default: what a larger one costs in time only you can say."""
-    batch: tuple[Count, ...] = (16, 32)
+    batch: tuple[Batch, ...] = (16, 32)
     """Beside `teacher.batch`."""
-    n_select: tuple[Annotated[int, Field(ge=0)], ...] = (0, 2)
+    n_select: tuple[Operations, ...] = (0, 2)
     """Beside `teacher.augment.n_select`."""
-    mixup: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 0.2)
+    mixup: tuple[Alpha, ...] = (0.0, 0.2)
     """Beside `teacher.augment.mixup`."""
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _low_before_high(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] >= value[1]:
+            raise PydanticCustomError("reversed", "the first must be lower than the second")
+        return value
 
 
 class Teacher(Section):
     """The network that the student learns from."""
 
-    name: str = "efficientnet_b0"
+    name: Text = "efficientnet_b0"
     """A network of timm's."""
-    weights: str = "hub"
+    weights: Text = "hub"
     """hub, none, or the path of a .safetensors file."""
-    epochs: Count = 8
+    epochs: Epochs = 8
     """At most; see patience."""
     input_size: Size | None = None
     """null: the student's."""
-    learning_rate: Positive = 2e-4
+    learning_rate: Rate = 2e-4
     """For a network with weights; from scratch, ten times as much and more."""
-    batch: Count = 32
+    batch: Batch = 32
     """Images of a step."""
-    freeze: str | None = None
+    freeze: Text | None = None
     """Stage up to which it keeps the weights that it came with, blocks.2 for example: few photos hardly change these,
     and training takes half the time."""
     patience: Count = 3
@@ -256,9 +313,9 @@ class Teacher(Section):
 class Distill(Section):
     """The student's training, from the teacher's answers and the labels."""
 
-    epochs: Count = 60
+    epochs: Epochs = 60
     """Of the student that was chosen."""
-    temperature: Positive = 1.0
+    temperature: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """1 follows a good teacher closely; one that is often wrong wants 3."""
     weight: Share = 0.7
     """Share of the distillation loss; the rest is cross-entropy, balanced as data.balance says."""
@@ -276,18 +333,18 @@ class Quantize(Section):
     """A file may lose so much macro F1 on val/ against the trained network; more is not shipped."""
     images: Count = 200
     """Training images to calibrate on."""
-    epochs: Annotated[int, Field(ge=0)] = 4
+    epochs: Annotated[int, Field(ge=0, le=100_000)] = 4
     """Of training as INT8 (OpenVINO), where that is the fastest but loses too much; 0: none."""
-    seconds: Annotated[float, Field(ge=0)] = 60
+    seconds: Annotated[float, Field(ge=0, le=_MOST)] = 60
     """If that does not reach it: for finding the layers that must stay in f32."""
 
 
 class Preflight(Section):
     """What the place where it lands allows: 500MB, 1GiB."""
 
-    disk: Annotated[ByteSize, Field(gt=0)] | None = None
+    disk: Bytes | None = None
     """All that may be written, the environment included."""
-    memory: Annotated[ByteSize, Field(gt=0)] | None = None
+    memory: Bytes | None = None
     """Of each process, as it reserves it."""
     seconds: Positive | None = None
     """For all images of the submission, all in; null: submission.limit_s."""
@@ -298,7 +355,7 @@ class BuildConfig(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Decides every random choice: splits, weights, candidates, augmentation."""
-    target: str = "local"
+    target: Text = "local"
     """What times: local, or ssh://user@host[:port][/path/of/its/python]."""
     data: Data
     latency: Latency
@@ -328,12 +385,10 @@ def load_config(name: str | Path, overrides: list[str] | None = None) -> BuildCo
     """A path or a shipped name, with `key=value` overrides. Raises PipelineError naming the file and key."""
     try:
         path = find_yaml(name, CONFIGS, "config")
+        document = read_yaml(path)
     except SpecError as error:
         raise PipelineError(str(error)) from error
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{path}: not readable as YAML: {error}") from error
+    document = {} if document is None else document
     if not isinstance(document, dict):
         raise PipelineError(f"{path}: expected a mapping of config keys, got {type(document).__name__}")
     for text in overrides or []:
@@ -352,7 +407,7 @@ def check_config(document: dict[str, Any], source: str) -> BuildConfig:
 def parse_bytes(option: str, text: str | None) -> int | None:
     """500MB, 1GiB, 1000000. Raises PipelineError."""
     try:
-        return None if text is None else int(TypeAdapter(Annotated[ByteSize, Field(gt=0)]).validate_python(text))
+        return None if text is None else int(TypeAdapter(Bytes).validate_python(text))
     except ValidationError as error:
         raise PipelineError(f"{option} {text}: expected a size such as 500MB or 1GiB") from error
 
@@ -366,9 +421,9 @@ def override(document: dict[str, Any], text: str) -> None:
     if not equals or not key:
         raise PipelineError(f"--set {text!r}: expected key=value, for example --set latency.limit_ms=1.4")
     try:
-        value = yaml.safe_load(written)
-    except yaml.YAMLError as error:
-        raise PipelineError(f"--set {text!r}: the value is not YAML: {error}") from error
+        value = parse_yaml(written, f"--set {text!r}")
+    except SpecError as error:
+        raise PipelineError(str(error)) from error
     *parents, last = key.split(".")
     for parent in parents:
         document = document.setdefault(parent, {})

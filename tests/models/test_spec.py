@@ -108,7 +108,10 @@ REFUSED = {
     "no layer": ([], {}, ["backbone: expected a list of [repeat, module, args] or timm:NETWORK, got []"]),
     "an oblong input": ([[1, "Conv", [8, 3]]], {"INPUT_SIZE": [64, 32]}, ["INPUT_SIZE: expected [size, size]"]),
     "a width of nothing": ([[1, "Conv", [8, 3]]], {"width_multiple": 0}, ["width_multiple: expected a number over 0"]),
-    "a width that is not finite": ([[1, "Conv", [8, 3]]], {"width_multiple": float("nan")}, ["width_multiple"]),
+    "a width that is not finite": ([[1, "Conv", [8, 3]]], {"width_multiple": float("nan")}, [".nan is no number"]),
+    "a block of too many weights": ([[1, "Conv", [60000, 999]]], {}, ["layer 0 (Conv): ", "weights in one block"]),
+    "a width of too many channels": ([[1, "Conv", [60000, 1]]], {"width_multiple": 8.0}, ["channels, more than 65536"]),
+    "too many blocks": ([[60000, "Conv", [8, 3]]], {}, ["layer 0: more than 1000 blocks; lower a repeat"]),
     "a conv behind a flatten": ([[1, "Flatten", []], [1, "Conv", [8, 3]]], {}, ["behind a Flatten only Linear"]),
     "a shuffle that changes channels": ([[1, "ShuffleNetV2", [8, 1]]], {}, ["keeps its channels"]),
 }
