@@ -142,8 +142,6 @@ def check_stored(
         return few, []
     if len(base.runs) < LEAST_PROCESSES:
         return _cannot(f"the baseline has {len(base.runs)} processes, too few: {LEAST_PROCESSES} or more", 0), []
-    if base.unrest:
-        return _cannot(f"while the baseline was measured, {base.unrest}", 0), []
     now, then = machine.host(), Host.from_dict(base.host)
     if now.key != then.key:
         differing = [k for k in KEYS if getattr(now, k) != getattr(then, k)]
@@ -156,6 +154,8 @@ def check_stored(
         stored, ours = getattr(base.subject, key), getattr(head, key)
         if stored != ours:
             return _cannot(f"the baseline was measured with {key} {stored}, the head would be with {ours}", 0), []
+    if base.unrest:
+        return _cannot(f"while the baseline was measured, {base.unrest}", 0), []
     taken: list[Measurement] = []
     while True:
         taken += measure([head], processes, base.plan, machine, tick=tick)

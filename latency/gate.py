@@ -74,6 +74,12 @@ def gate(
 def claim(verdict: Verdict, measurement: Measurement) -> dict[str, Any]:
     """The numbers behind a verdict, in one place for whoever reads it: the summary, with the verdict's own bounds."""
     return {
+        "subject": {
+            "runtime": measurement.subject.runtime,
+            "precision": measurement.subject.precision,
+            "threads": measurement.subject.threads,
+            "sha256": measurement.subject.sha256,
+        },
         **measurement.summary(),
         "limit_ms": verdict.limit_ms,
         "p90_lower_ms": verdict.p90_lower_ms,

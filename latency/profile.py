@@ -92,12 +92,12 @@ def profile(subject: Subject, runs: int = 50, machine: Machine = LOCAL) -> Profi
 
 
 def summarize(subject: Subject, kernels: list[Kernel]) -> Profile:
-    total = sum(k.ms for k in kernels) or 1.0
+    total = sum(k.ms for k in kernels)
     groups: defaultdict[tuple[str, str, str], list[Kernel]] = defaultdict(list)
     for kernel in kernels:
         groups[kernel.operator, kernel.kind, kernel.precision].append(kernel)
     rows = [
-        Row(*key, len(found), sum(k.ms for k in found), sum(k.ms for k in found) / total)
+        Row(*key, len(found), sum(k.ms for k in found), sum(k.ms for k in found) / total if total else 0.0)
         for key, found in groups.items()
     ]
     rows.sort(key=lambda r: -r.ms)

@@ -23,9 +23,9 @@ UNSTEADY = 1.25
 between the extremes of eight processes, and less between their quartiles."""
 
 
-_LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])(.{1,127})", re.DOTALL)
-"""An entry of TensorProto.external_data in onnx.proto: the key `location`, and a value of up to 127 bytes, its length
-first (protobuf's wire format)."""
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]?)([\x01-\x7f])")
+"""An entry of TensorProto.external_data in onnx.proto: the key `location`, and the length of its value, 7 bits a byte,
+the low ones first (protobuf's wire format). Longer than two bytes say is no path."""
 
 
 @dataclass(frozen=True)
@@ -220,14 +220,22 @@ def model_files(path: Path) -> list[Path]:
     """A model, and the files below its folder in which it keeps weights: OpenVINO's .bin, ONNX's external data. Raises
     InputError where there is no such file."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: {'a folder; give a file' if path.is_dir() else 'no such file'}")
     if path.suffix == ".xml":
         found = [path.with_suffix(".bin")]
     else:
-        named = sorted(set(_LOCATION.findall(path.read_bytes())))
-        found = [path.parent / os.fsdecode(value[: length[0]]) for length, value in named]
+        found = [path.parent / os.fsdecode(name) for name in _locations(path.read_bytes())]
         found = [f for f in found if ".." not in f.parts and f.is_relative_to(path.parent)]
     return [path, *dict.fromkeys(f for f in found if f.is_file())]
+
+
+def _locations(model: bytes) -> list[bytes]:
+    found = set()
+    for match in _LOCATION.finditer(model):
+        low, high = match[1], match[2][0]
+        length = (low[0] & 0x7F) | high << 7 if low else high
+        found.add(model[match.end() : match.end() + length])
+    return sorted(name for name in found if b"\0" not in name)
 
 
 def file_hash(path: Path) -> str:

@@ -20,6 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
 from latency.errors import InputError, LatencyError
 from latency.host import this_host
 from latency.lock import hold_lock
@@ -78,9 +80,13 @@ def _start(subject: Subject, plan: Plan, beat: Beat) -> tuple[Session, Step, dic
     step = _step(session)
     try:
         cold_ms = time_once(step)
+        output = np.asarray(step())
         warmup = warm_up(step, plan, beat=beat)
     except Exception as error:  # a runtime may fail at the first inference in its own words
         raise LatencyError(f"{subject.path}: {subject.runtime} failed while running it: {error}") from error
+    if output.size == 0 or (output.dtype.kind == "f" and not np.isfinite(output).all()):
+        found = "empty" if output.size == 0 else "not finite"
+        raise InputError(f"{subject.path}: its output is {found} for a random input, so its time means nothing")
     return session, step, {"load_ms": load_ms, "cold_ms": cold_ms, "warmup": warmup}
 
 

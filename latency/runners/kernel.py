@@ -19,10 +19,13 @@ class Kernel:
 
 
 def fixed_shape(path: object, name: str, shape: Sequence[Any], batch: int | None) -> tuple[int, ...]:
-    """`shape` with its open first dimension set to `batch`; open dimensions are those that are no int. Raises
-    InputError where others are open, where the first is and no batch was given, or where it is fixed at another."""
+    """`shape` with its open first dimension set to `batch`; open dimensions are those that are no int, or negative.
+    Raises InputError where others are open, where the first is and no batch was given, where it is fixed at another,
+    or where one is 0: an input without an element."""
     given = f"{path}: the input {name!r} has the dynamic shape [{', '.join(map(str, shape))}]"
-    is_open = [not isinstance(d, int) for d in shape]
+    is_open = [not isinstance(d, int) or d < 0 for d in shape]
+    if 0 in shape:
+        raise InputError(f"{path}: the input {name!r} has no elements, its shape is {list(shape)}; export it again")
     if any(is_open[1:]):
         raise InputError(f"{given}; fix it when exporting (only the first dimension, the batch, may be open)")
     if is_open and is_open[0]:

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from latency.runners.kernel import Kernel, fixed_shape
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 _PRECISION_OF = {"float": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
 _NODE = "_kernel_time"
+_WITH_BODIES = ("Loop", "If", "Scan")
 
 
 class OrtSession:
@@ -25,9 +27,12 @@ class OrtSession:
             raise InputError(
                 f"{path}: input {only.name!r} is {only.type}; expected one of {', '.join(_DTYPES.values())}"
             )
+        outputs = session.get_outputs()
+        if not outputs or outputs[0].name == only.name or not _has_nodes(path):
+            raise InputError(f"{path}: it computes nothing: no output that depends on a node; export it again")
         self.shape, self.dtype = fixed_shape(path, only.name, only.shape, batch), _DTYPES[only.type]
         self._session, self._input = session, only.name
-        self._outputs = [session.get_outputs()[0].name]
+        self._outputs = [outputs[0].name]
         # The session does not tell what its kernels compute in; QuantizeLinear and its kin stand in the file by name.
         self.effective_precision = "int8" if b"QuantizeLinear" in path.read_bytes() else "f32"
         options = session.get_session_options()
@@ -61,13 +66,28 @@ def profile(path: Path, precision: str, threads: int, batch: int | None, runs: i
     nodes = [e for e in events if e["cat"] == "Node" and e["name"].endswith(_NODE)]
     warmed = nodes[len(nodes) // 2 :]  # the first half of the runs warms up
     took: dict[str, float] = {}
-    for event in warmed:
-        took[event["name"]] = took.get(event["name"], 0.0) + event["dur"] / 1e3 / runs
+    for event, own_us in _own_times(warmed):
+        took[event["name"]] = took.get(event["name"], 0.0) + own_us / 1e3 / runs
     first = {e["name"]: e["args"] for e in reversed(warmed)}
     return [
         Kernel(name.removesuffix(_NODE), args["op_name"], args["provider"], _precision(args), took[name])
         for name, args in reversed(first.items())
     ]
+
+
+def _own_times(events: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
+    """Pair each event with its own time in microseconds. The time of a Loop, an If or a Scan includes the nodes of its
+    body, which are events too, so their time is subtracted."""
+    own = [float(e["dur"]) for e in events]
+    around: list[int] = []
+    for i in sorted(range(len(events)), key=lambda i: (events[i]["ts"], -events[i]["dur"])):
+        event = events[i]
+        while around and event["ts"] + event["dur"] > events[around[-1]]["ts"] + events[around[-1]]["dur"]:
+            around.pop()
+        if around and events[around[-1]]["args"]["op_name"] in _WITH_BODIES:
+            own[around[-1]] -= event["dur"]
+        around.append(i)
+    return [(e, max(0.0, t)) for e, t in zip(events, own, strict=True)]
 
 
 def _options(threads: int) -> Any:
@@ -91,6 +111,54 @@ def _open(path: Path, precision: str, options: Any) -> Any:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's own exceptions share no base class but Exception
         raise InputError(f"{path}: ONNX Runtime cannot load it: {error}; export it again") from error
+
+
+_GRAPH, _NODES = 7, 1
+"""Field numbers of ModelProto.graph and GraphProto.node in onnx.proto."""
+
+
+def _has_nodes(path: Path) -> bool:
+    """Whether the graph of an .onnx file has a node. An .ort file has another format and is made from an .onnx file."""
+    if path.suffix != ".onnx":
+        return True
+    model = memoryview(path.read_bytes())
+    return any(key == _NODES for graph in _fields(model, _GRAPH) for key in _keys(graph))
+
+
+def _fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
+    return (content for key, content in _parts(message) if key == wanted)
+
+
+def _keys(message: memoryview) -> Iterator[int]:
+    return (key for key, _ in _parts(message))
+
+
+def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """(field number, content) of each field of a protobuf message, which the runtime has already parsed."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        kind, length = tag & 7, 0
+        if kind == 0:
+            _, end = _varint(message, at)
+        elif kind == 2:
+            length, at = _varint(message, at)
+            end = at + length
+        else:
+            end = at + (8 if kind == 1 else 4)
+        yield tag >> 3, message[at:end]
+        at = end
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """The number at `at`, and the position after it."""
+    number = shift = 0
+    while True:
+        byte = message[at]
+        number |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return number, at
 
 
 def _precision(args: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from latency.runners.kernel import Kernel, fixed_shape
 _HINTS = {"f32": "f32", "bf16": "bf16", "int8": "f32"}
 _DTYPES = {"u8": "uint8", "f32": "float32"}
 _QUANTIZED = ("i8", "u8")
+_NOTHING = ("Parameter", "Constant", "Result")
 
 
 class OvSession:
@@ -83,6 +84,8 @@ def _compile(path: Path, precision: str, threads: int, batch: int | None, profil
         model = core.read_model(path)
     except Exception as error:  # OpenVINO raises plain RuntimeError and its own types alike
         raise InputError(f"{path}: OpenVINO cannot load it: {_told(error)}; export it again") from error
+    if not model.outputs or all(op.get_type_name() in _NOTHING for op in model.get_ops()):
+        raise InputError(f"{path}: it computes nothing: no output that depends on an operation; export it again")
     _fix_input(model, path, batch)
     try:
         return core.compile_model(model, "CPU", settings)

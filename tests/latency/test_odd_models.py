@@ -1,0 +1,150 @@
+"""Files that compute nothing, nothing finite, or on nothing: refused, for their time would mean nothing."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from latency.errors import InputError, LatencyError
+from latency.machine import Worker
+from latency.profile import profile, summarize
+from latency.records import Subject, file_hash, model_files
+from latency.runners import open_session
+from latency.runners.kernel import Kernel, fixed_shape
+from latency.sampling import Plan
+
+FLOAT = TensorProto.FLOAT
+QUICK = Plan(samples=10, seconds=0.1, least=10, warmup_seconds=0.0)
+
+
+def saved(path, nodes, inputs, outputs, initializers=()):
+    graph = helper.make_graph(list(nodes), "g", inputs, outputs, list(initializers))
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def value(name, shape=(1, 8), kind=FLOAT):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def no_nodes(path):
+    return saved(path, [], [value("x")], [value("c")], [numpy_helper.from_array(np.ones((1, 8), np.float32), "c")])
+
+
+def the_input_is_the_output(path):
+    return saved(path, [], [value("x")], [value("x")])
+
+
+def a_dimension_of_0(path):
+    return saved(path, [helper.make_node("Relu", ["x"], ["y"])], [value("x", (1, 0, 8, 8))], [value("y", (1, 0, 8, 8))])
+
+
+def a_batch_of_0(path):
+    return saved(path, [helper.make_node("Relu", ["x"], ["y"])], [value("x", (0, 8))], [value("y", (0, 8))])
+
+
+REFUSED = {
+    no_nodes: "it computes nothing",
+    the_input_is_the_output: "it computes nothing",
+    a_dimension_of_0: "has no elements, its shape is",
+    a_batch_of_0: "has no elements, its shape is",
+}
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("make", REFUSED, ids=lambda make: make.__name__)
+def test_a_file_that_computes_nothing_is_not_loaded(tmp_path, make, runtime):
+    with pytest.raises(InputError, match=f"{REFUSED[make]}|cannot load it"):
+        open_session(make(tmp_path / "model.onnx"), runtime, "f32", 1)
+
+
+@pytest.mark.parametrize("shape", [(0,), (1, 0, 3), ("n", 0)])
+def test_a_dimension_of_0_is_none(shape):
+    with pytest.raises(InputError, match="has no elements"):
+        fixed_shape("m.onnx", "x", shape, 1)
+
+
+def test_a_negative_dimension_is_open():
+    assert fixed_shape("m.onnx", "x", (-1, 8), 2) == (2, 8)
+    with pytest.raises(InputError, match="only the first dimension"):
+        fixed_shape("m.onnx", "x", (1, -1), None)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("operator", "constant", "told"),
+    [("Div", 0.0, "not finite"), ("Mul", np.inf, "not finite"), ("Sub", np.nan, "not finite")],
+)
+def test_an_output_that_is_not_finite_is_not_timed(tmp_path, runtime, operator, constant, told):
+    number = numpy_helper.from_array(np.full((1, 8), constant, np.float32), "c")
+    path = saved(
+        tmp_path / "m.onnx", [helper.make_node(operator, ["x", "c"], ["y"])], [value("x")], [value("y")], [number]
+    )
+    with Worker() as worker, pytest.raises(InputError, match=told):
+        worker.time([Subject.of(path, runtime)], QUICK)
+
+
+def test_an_output_without_elements_is_not_timed(tmp_path):
+    """Slices away all that came in."""
+    ends = [numpy_helper.from_array(np.array([0], np.int64), n) for n in ("a", "b")]
+    node = helper.make_node("Slice", ["x", "a", "b"], ["y"])
+    path = saved(tmp_path / "m.onnx", [node], [value("x")], [value("y", (0, 8))], ends)
+    with Worker() as worker, pytest.raises(LatencyError):
+        worker.time([Subject.of(path, "onnxruntime")], QUICK)
+
+
+@pytest.mark.parametrize(
+    "name", ["weights.bin", "sub/weights.bin", "w" * 127, "w" * 128, "ü" * 70, "d/" * 80 + "w.bin"]
+)
+def test_weights_in_another_file_are_part_of_the_hash(tmp_path, name):
+    weights = numpy_helper.from_array(np.arange(2048, dtype=np.float32).reshape(8, 256), "w")
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    saved(tmp_path / "m.onnx", [node], [value("x")], [value("y", (1, 256))], [weights])
+    model = onnx.load(tmp_path / "m.onnx")
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    onnx.save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location=name, size_threshold=0)
+    assert model_files(tmp_path / "m.onnx") == [tmp_path / "m.onnx", tmp_path / name]
+    before = file_hash(tmp_path / "m.onnx")
+    data = bytearray((tmp_path / name).read_bytes())
+    data[7] ^= 1
+    (tmp_path / name).write_bytes(data)
+    assert file_hash(tmp_path / "m.onnx") != before
+
+
+def test_kernels_that_took_no_time_have_no_share():
+    kernels = [Kernel("a", "Relu", "CPU", "f32", 0.0), Kernel("b", "Add", "CPU", "f32", 0.0)]
+    found = summarize(Subject("m.onnx", "openvino", "f32", 1, ""), kernels)
+    assert found.total_ms == 0
+    assert [r.share for r in found.rows] == [0, 0]
+
+
+def test_a_loop_is_counted_once(tmp_path):
+    """Its own time holds that of its body, which the profiler lists as well."""
+    side = 192
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["on"]),
+            helper.make_node("MatMul", ["m", "m"], ["next"]),
+        ],
+        "body",
+        [value("i", (), TensorProto.INT64), value("going", (), TensorProto.BOOL), value("m", (side, side))],
+        [value("on", (), TensorProto.BOOL), value("next", (side, side))],
+    )
+    constants = [
+        numpy_helper.from_array(np.array(20, np.int64), "count"),
+        numpy_helper.from_array(np.array(True), "go"),
+    ]
+    path = saved(
+        tmp_path / "m.onnx",
+        [helper.make_node("Loop", ["count", "go", "x"], ["y"], body=body), helper.make_node("Relu", ["y"], ["z"])],
+        [value("x", (side, side))],
+        [value("z", (side, side))],
+        constants,
+    )
+    images = np.zeros((side, side), np.float32)
+    assert open_session(path, "onnxruntime", "f32", 1).infer(images).shape == (side, side)
+    # Zeros, so that twenty products stay finite.
+    found = profile(Subject.of(path, "onnxruntime"), runs=5)
+    rows = {r.operator: r for r in found.rows}
+    assert rows["Loop"].ms < rows["MatMul"].ms / 2, "the loop's own time is what it adds"
+    assert found.total_ms == pytest.approx(sum(r.ms for r in found.rows))
