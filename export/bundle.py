@@ -3,7 +3,6 @@
 import gzip
 import json
 import shutil
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,12 @@ from export.documents import CARD, SBOM, model_card, sbom
 from export.errors import ExportError
 from export.golden import PHOTOS, write_golden
 from export.lock import Lock
+from export.manifest import FORMAT, MANIFEST, parse_manifest
 from export.preprocess import Preprocess
+from export.unpack import write_tar
+from latency.host import version_of
 
 _TEMPLATES = Path(__file__).parent / "templates"
-MANIFEST = "manifest.json"
-FORMAT = 2
-"""Of the manifest. 1: golden samples as arrays, no hashes of packages, no slice. 2: golden samples as files."""
-SLICE_IMAGES = 500
-"""Images whose labels are recorded, by the sha256 of their files: for a rehearsal where the photos are at hand."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,8 @@ class Evidence:
     """What is known of the file that is packed.
 
     facts: verdict, latency, quality, host, params, macs, submission and portability, as in result.json and race.json.
-    photos: path, class and given label of each. relies_on: as from `portability.relies_on`. drift: largest difference
-    of a logit seen on an older CPU.
+    photos: path, class and given label of each image of the split that the quality was measured on. relies_on: as from
+    `portability.relies_on`. drift: largest difference of a logit seen on an older CPU.
     """
 
     facts: dict[str, Any]
@@ -46,20 +43,27 @@ def write_bundle(
     folder: Path, artifact: Artifact, card: ModelCard, threads: int, lock: Lock, evidence: Evidence
 ) -> Path:
     """Fill `folder` and write `folder`.tar.gz beside it; the archive's path. The manifest, written last, names each
-    file with its sha256."""
+    file with its sha256. Raises ExportError where the artifact is not the file that the evidence is of."""
     folder.mkdir(parents=True)
     for file in artifact.files:
         shutil.copy(file, folder / f"model{file.suffix}")
     shipped = Artifact(folder / f"model{artifact.path.suffix}", artifact.runtime, artifact.precision)
     digest = shipped.subject(threads).sha256
+    timed = evidence.facts["latency"]["subject"]["sha256"]
+    if digest != timed:
+        raise ExportError(
+            f"{artifact.path}: sha256 {digest[:12]} is not that of the file that was timed ({timed[:12]}); "
+            "nothing is known of it: measure it again"
+        )
     shutil.copyfile(preprocess.__file__, folder / "preprocess.py")
     shutil.copyfile(_TEMPLATES / "predict.py", folder / "predict.py")
     (folder / "labels.txt").write_text("".join(f"{c}\n" for c in card.classes), encoding="utf-8")
     (folder / "requirements.txt").write_text(lock.text)
-    (folder / SBOM).write_text(sbom(shipped.path.name, digest, lock, artifact.precision), encoding="utf-8")
+    (folder / SBOM).write_text(sbom(shipped.path.name, digest, lock.pins, artifact.precision), encoding="utf-8")
     arrays = np.stack([card.preprocess.load(p) for p, _, _ in evenly(evidence.photos, PHOTOS)])
     manifest: dict[str, Any] = {
         "format": FORMAT,
+        "edgebuild": version_of("edgebuild") or "unknown",
         "model": {
             "path": shipped.path.name,
             "runtime": artifact.runtime,
@@ -71,10 +75,12 @@ def write_bundle(
         "preprocess": card.preprocess.as_dict(),
         "relies_on": list(evidence.relies_on),
         "golden": write_golden(folder, shipped, card, arrays, evidence.drift),
-        "slice": {sha256(p): [t, g] for p, t, g in evenly(evidence.photos, SLICE_IMAGES)},
+        "recorded": [[sha256(p), t, g] for p, t, g in evidence.photos],
         "evidence": evidence.facts,
     }
-    (folder / CARD).write_text(model_card(manifest), encoding="utf-8")
+    # What a rehearsal would not accept is not packed.
+    checked = parse_manifest(json.dumps(manifest | {"files": {}}))
+    (folder / CARD).write_text(model_card(checked), encoding="utf-8")
     manifest["files"] = {name: sha256(folder / name) for name in files_of(folder)}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return _archive(folder)
@@ -100,7 +106,7 @@ def read_bundle(folder: Path) -> Bundle:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["format"] not in (1, FORMAT):
+        if manifest["format"] not in range(1, FORMAT + 1):
             raise ExportError(f"{path}: a bundle of format {manifest['format']}; this version reads 1 to {FORMAT}")
         model = manifest["model"]
         if Path(model["path"]).name != model["path"]:
@@ -110,7 +116,7 @@ def read_bundle(folder: Path) -> Bundle:
             Preprocess(**manifest["preprocess"]),
             int(model["threads"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExportError(
             f"{folder}: no bundle of edgebuild: {error!r}; give the folder that holds {MANIFEST}"
         ) from error
@@ -120,19 +126,8 @@ def read_bundle(folder: Path) -> Bundle:
 
 
 def _archive(folder: Path) -> Path:
-    """A .tar.gz with the same bytes for the same files: no times, no owners, sorted."""
-
-    def anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
-        info.mtime, info.uid, info.gid, info.uname, info.gname = 0, 0, 0, "", ""
-        info.mode = 0o755 if info.isdir() else 0o644
-        return info
-
+    """A .tar.gz with the same bytes for the same files."""
     path = folder.with_name(folder.name + ".tar.gz")
-    with (
-        path.open("wb") as raw,
-        gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w") as archive,
-    ):
-        for name in sorted([*files_of(folder), MANIFEST]):
-            archive.add(folder / name, arcname=f"{folder.name}/{name}", filter=anonymous)
+    with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as packed:
+        write_tar(folder, [*files_of(folder), MANIFEST], packed)
     return path

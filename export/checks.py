@@ -7,6 +7,7 @@ PROCESSES = 7
 """Fresh ones, for the start and for the photos: the largest of 7 bounds the median process at 99 % (latency.bounds)."""
 _DISK = 2**32
 """Where no limit is asked for."""
+_TOLD = 1000
 _FEW, _FEW_S, _MANY_S = 20, 30, 240
 """Seconds after which a run over so many images hangs, as far as this can be said."""
 
@@ -47,7 +48,7 @@ class Checks:
         self.found: list[Check] = []
 
     def say(self, name: str, verdict: str, told: str) -> None:
-        printable = "".join(c if c.isprintable() else " " for c in told)  # a stranger's text may end on a terminal
+        printable = "".join(c if c.isprintable() else " " for c in told[:_TOLD])  # a stranger's text, on a terminal
         self.found.append(Check(name, verdict, printable))
 
     def stop(self, name: str, verdict: str, told: str) -> NoReturn:

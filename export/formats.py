@@ -86,7 +86,7 @@ def _openvino(f16: bool) -> Writer:
 
 def _openvino_int8(fast: bool) -> Writer:
     return lambda source, path, keep: quantize_openvino(
-        source.onnx, _calibration(source), source.card, path, fast, keep
+        source.onnx, _calibration(source), source.card, path, fast, keep, source.saturates
     )
 
 

@@ -13,6 +13,8 @@ from PIL import Image
 from export.artifact import Artifact, ModelCard
 from export.parity import logits_of
 
+GOLDEN = "golden"
+"""The folder of the samples in a bundle, and the only one."""
 PHOTOS = 4
 _F32, _BF16 = 1e-3, 2e-2
 """Allowed difference of a logit, as a share of the largest one. bf16 keeps 8 bits, and its sums round otherwise on
@@ -27,7 +29,7 @@ def write_golden(folder: Path, artifact: Artifact, card: ModelCard, photos: np.n
 
     photos: uint8 (n, size, size, 3). drift: largest difference of a logit seen on an older CPU, where the file may run.
     """
-    golden = folder / "golden"
+    golden = folder / GOLDEN
     golden.mkdir()
     for i, photo in enumerate(photos):
         Image.fromarray(photo).save(golden / f"photo-{i}.png")
@@ -41,17 +43,28 @@ def write_golden(folder: Path, artifact: Artifact, card: ModelCard, photos: np.n
     alpha.save(golden / "alpha.png")
     files = sorted(golden.iterdir())
     logits = logits_of(artifact, np.stack([card.preprocess.load(f) for f in files]))
-    share = _BF16 if artifact.precision == "bf16" else _F32
-    tolerance = max(share * float(np.abs(logits).max()), _LEAST, 2 * drift)
-    samples = {}
-    for file, values in zip(files, logits, strict=True):
-        second, first = np.sort(values)[-2:]
-        samples[f"golden/{file.name}"] = {
+    tolerance = golden_tolerance(artifact.precision, logits, drift)
+    samples = {
+        f"{GOLDEN}/{file.name}": {
             "label": card.classes[int(values.argmax())],
             "logits": [float(v) for v in values],
-            "near_tie": bool(first - second <= 2 * tolerance),
+            "near_tie": near_tie(values, tolerance),
         }
+        for file, values in zip(files, logits, strict=True)
+    }
     return {"tolerance": tolerance, "samples": samples}
+
+
+def golden_tolerance(precision: str, logits: np.ndarray, drift: float) -> float:
+    """How far a logit may be from a recorded one. logits: (n, classes), the recorded ones. drift: see write_golden."""
+    share = _BF16 if precision == "bf16" else _F32
+    return max(share * float(np.abs(logits).max()), _LEAST, 2 * drift)
+
+
+def near_tie(logits: np.ndarray, tolerance: float) -> bool:
+    """Whether two answers within the tolerance may have different labels. logits: (classes,)."""
+    second, first = np.sort(logits)[-2:]
+    return bool(first - second <= 2 * tolerance)
 
 
 def _drawn(seed: int, width: int, height: int) -> Image.Image:

@@ -1,45 +1,80 @@
 """What the answers of a rehearsal mean: judged outside of the sandbox."""
 
-import math
+import csv
+import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from sklearn.metrics import f1_score
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
-from export.checks import PROCESSES, Checks, Limits
+from export.checks import Checks, Limits
+from export.golden import near_tie
 from export.manifest import Golden, Manifest
+from export.sandbox import Answer, Step
 from latency.bounds import ALPHA, quantile_bounds
 from latency.host import this_host
 
+_SCORE = 1e-4
+"""Allowed difference of a score; tables show six digits."""
+
+
+class Row(BaseModel):
+    """What predict.py says of one image."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    path: str
+    label: str
+    score: Annotated[FiniteFloat, Field(ge=0, le=1 + _SCORE)]
+    logits: list[FiniteFloat]
+
+
+class _Times(BaseModel):
+    profile: dict[str, FiniteFloat]
+    runtime: dict[str, FiniteFloat]
+    inference: dict[str, Annotated[FiniteFloat, Field(ge=0)]]
+
+
+class _Output(BaseModel):
+    """The shape of --output."""
+
+    model_config = ConfigDict(strict=True)
+
+    inference: dict[str, str]
+    time: _Times
+    macs: float
+
+
+_ROWS = TypeAdapter(list[Row])
+
 
 def last_words(text: str) -> str:
-    """The lines that say what went wrong, of a tool's many."""
+    """The lines of a tool's output that say what went wrong."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("WARNING")]
     told = [line for line in lines if "rror" in line] or lines[-1:]
     return " ".join(told[-2:])[:500]
 
 
-def judge_steps(answer: dict[str, Any], limits: Limits, checks: Checks) -> None:
-    steps = answer["steps"]
-    name, step = list(steps.items())[-1] if steps else ("copy", {"code": 1, "said": answer.get("problem", "")})
-    said = f"{step['said']} {answer.get('problem', '')}"
-    full = answer["disk_full"] or "No space left on device" in said
-    disk = f"{(limits.disk) / 1e6:.0f} MB"
-    if not answer.get("problem") and step["code"] == 0:
-        checks.say("sandbox", "pass", f"no network, a disk of {disk}, an empty environment")
-        checks.say("environment", "pass", "installed from its own lock, offline; its packages load")
-        return
-    if full:
-        checks.stop("disk", "fail", f"{disk} are not enough: full at the step '{name}'")
-    if step["code"] is None:
-        checks.stop("time", "fail", f"'{name}' was ended after {step['seconds']:.0f} s")
-    if "roomy" in step:
-        _judge_memory(name, step, limits, checks)
-    if name == "venv":
-        checks.stop("sandbox", "inconclusive", f"Python here makes no environment (python3-venv?): {last_words(said)}")
+def judge_step(name: str, answer: Answer, limits: Limits, checks: Checks) -> Step:
+    """Return the step of that name if it succeeded; otherwise report the cause and end the checks."""
+    step = answer.steps.get(name)
+    if step and step.code == 0 and not answer.problem:
+        return step
+    said = f"{step.said if step else ''} {answer.problem}"
+    if answer.disk_full or "No space left on device" in said:
+        checks.stop("disk", "fail", f"{limits.disk / 1e6:.0f} MB are not enough: full at the step '{name}'")
+    if answer.held_too_much:
+        checks.stop("memory", "fail", f"'{name}' was ended: its processes held half of this machine's memory")
+    if step is None:
+        checks.stop(name, "fail", f"it was not done: {last_words(said)}")
+    if step.code is None:
+        checks.stop("time", "fail", f"'{name}' was ended after {step.seconds:.0f} s")
+    if step.roomy:
+        _judge_memory(name, step.roomy, limits, checks)
     if name == "install":
         checks.stop("dependencies", "fail", f"the environment cannot be made: {last_words(said)}")
     lacking = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", said)
@@ -47,13 +82,13 @@ def judge_steps(answer: dict[str, Any], limits: Limits, checks: Checks) -> None:
         checks.stop("dependencies", "fail", f"the lock leaves out {lacking[1]}, which is imported")
     runtime = re.search(r"ONNXRuntimeError|openvino|Exception from src", said)
     kind = "outputs" if "not finite" in said else "model" if runtime else name
-    checks.stop(kind, "fail", f"code {step['code']}: {last_words(said)}")
+    return checks.stop(kind, "fail", f"code {step.code}: {last_words(said)}")
 
 
-def _judge_memory(name: str, step: dict[str, Any], limits: Limits, checks: Checks) -> None:
+def _judge_memory(name: str, roomy: Step, limits: Limits, checks: Checks) -> None:
     assert limits.memory_bytes
-    allowed, needed = limits.memory_bytes / 1e6, step["roomy"]["peak_bytes"] / 1e6
-    if needed > allowed or step["roomy"]["code"]:
+    allowed, needed = limits.memory_bytes / 1e6, roomy.peak_bytes / 1e6
+    if needed > allowed or roomy.code:
         checks.stop("memory", "fail", f"'{name}' does not run in {allowed:.0f} MB; it held {needed:.0f} MB")
     told = (
         f"'{name}' fails under a limit of {allowed:.0f} MB on what it may reserve, yet holds {needed:.0f} MB only; a "
@@ -62,26 +97,46 @@ def _judge_memory(name: str, step: dict[str, Any], limits: Limits, checks: Check
     checks.stop("memory", "inconclusive", told)
 
 
-def judge_golden(manifest: Manifest, rows: Any, checks: Checks) -> None:
-    golden = manifest.golden
+def rows_of(step: Step, manifest: Manifest, images: int, checks: Checks) -> list[Row]:
+    """Parse what predict.py wrote with --json. Each label and score must follow from the logits."""
     try:
-        found = {f"golden/{Path(row['path']).name}": row for row in rows}
-        logits = {name: np.array(row["logits"], float) for name, row in found.items()}
-        differences = {n: float(np.abs(_alike(logits[n], s.logits)).max()) for n, s in golden.samples.items()}
-        wrong = [n for n, s in golden.samples.items() if found[n]["label"] != s.label and not s.near_tie]
-    except (KeyError, TypeError, ValueError) as error:
-        checks.stop("golden samples", "fail", f"predict.py did not answer for all of them: {error!r}")
-    worst = max(differences, key=lambda n: differences[n] if math.isfinite(differences[n]) else math.inf)
-    if not math.isfinite(differences[worst]):
-        checks.stop("outputs", "fail", f"the logits of {worst} are not finite")
-    if not differences[worst] <= golden.tolerance:
+        rows = _ROWS.validate_json(step.wrote or "")
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
+        checks.stop("outputs", "fail", f"--json: {where}: {error.errors()[0]['msg']}")
+    if len(rows) != images:
+        checks.stop("outputs", "fail", f"predict.py ended well and wrote {len(rows)} labels for {images} images")
+    for row in rows:
+        logits = np.array(row.logits)
+        if len(logits) != len(manifest.classes):
+            checks.stop("outputs", "fail", f"{row.path}: {len(logits)} logits, of {len(manifest.classes)} classes")
+        if row.label != manifest.classes[int(logits.argmax())]:
+            told = f"{row.path} is labelled {row.label}, its largest logit is that of another class"
+            checks.stop("labels", "fail", f"{told}: the labels are in another order")
+        score = 1 / np.exp(logits - logits.max()).sum()
+        if abs(score - row.score) > _SCORE:
+            checks.stop("outputs", "fail", f"{row.path}: score {row.score:.4f}; its logits give {score:.4f}")
+    return rows
+
+
+def judge_golden(manifest: Manifest, rows: Sequence[Row], checks: Checks) -> None:
+    golden = manifest.golden
+    found = {f"golden/{Path(row.path).name}": row for row in rows}
+    if set(found) != set(golden.samples):
+        checks.stop("golden samples", "fail", "predict.py did not answer for all of them")
+    differences = {
+        n: float(np.abs(np.array(found[n].logits) - np.array(s.logits)).max()) for n, s in golden.samples.items()
+    }
+    worst = max(differences, key=lambda n: differences[n])
+    if differences[worst] > golden.tolerance:
         where = (
             "; only the drawn files differ: the preprocessing is another" if _only_drawn(differences, golden) else ""
         )
         told = f"a logit of {worst} is off by {differences[worst]:.2g}, allowed {golden.tolerance:.2g}{where}"
         checks.stop("golden samples", "fail", told)
+    wrong = [n for n, s in golden.samples.items() if found[n].label != s.label and not s.near_tie]
     if wrong:
-        told = f"{wrong[0]} is labelled {found[wrong[0]]['label']}, recorded {golden.samples[wrong[0]].label}"
+        told = f"{wrong[0]} is labelled {found[wrong[0]].label}, recorded {golden.samples[wrong[0]].label}"
         checks.stop("labels", "fail", f"{told}: the logits agree, so the labels are in another order")
     if all(s.near_tie for s in golden.samples.values()):
         checks.say("labels", "inconclusive", "every golden sample is a near-tie: none can show the order of the labels")
@@ -89,42 +144,71 @@ def judge_golden(manifest: Manifest, rows: Any, checks: Checks) -> None:
     checks.say("golden samples", "pass", told)
 
 
-def _alike(found: np.ndarray, recorded: list[float]) -> np.ndarray:
-    if found.shape != (len(recorded),):
-        raise ValueError(f"{found.shape} logits, recorded {len(recorded)}")
-    return found - np.array(recorded)
-
-
 def _only_drawn(differences: dict[str, float], golden: Golden) -> bool:
     return all(d <= golden.tolerance for n, d in differences.items() if "photo" in n)
 
 
-def judge_slice(manifest: Manifest, digests: dict[str, str], steps: dict[str, Any], checks: Checks) -> None:
-    recorded = manifest.slice
-    if not digests:
-        checks.say("F1", "inconclusive", f"none of the {len(recorded)} recorded photos is among those given")
+def judge_recorded(
+    manifest: Manifest, digests: dict[str, str], folders: dict[str, str], rows: Sequence[Row], checks: Checks
+) -> None:
+    """Every image must get its recorded label. Another label is accepted only for a near-tie.
+
+    digests: path inside -> sha256. folders: sha256 -> the folder that the user has the image in. Where all of these are
+    names of classes, the recorded classes must be the same.
+    """
+    if set(folders.values()) <= set(manifest.classes):
+        recorded_as: dict[str, set[str]] = {}
+        for digest, truth, _ in manifest.recorded:
+            recorded_as.setdefault(digest, set()).add(truth)
+        for digest, name in folders.items():
+            if name not in recorded_as[digest]:
+                told = f"an image of the folder {name} is recorded as {', '.join(sorted(recorded_as[digest]))}"
+                checks.stop("F1", "fail", f"{told}; so the claimed F1 is not that of these classes")
+    recorded = {digest: label for digest, _, label in manifest.recorded}
+    if {row.path for row in rows} != set(digests):
+        checks.stop("F1", "fail", "predict.py did not label all recorded photos")
+    changed = [row for row in rows if row.label != recorded[digests[row.path]]]
+    wrong = [row for row in changed if not near_tie(np.array(row.logits), manifest.golden.tolerance)]
+    claimed = manifest.evidence.quality.f1_macro
+    told = f"{len(rows)} of {len(recorded)} recorded images labelled again, {len(changed)} labels differ"
+    if wrong:
+        row = wrong[0]
+        told += f", {len(wrong)} of them clearly (one is {row.label} now, recorded {recorded[digests[row.path]]})"
+        evidence = manifest.evidence
+        if evidence.host.key != this_host().key and not evidence.portability.images:
+            checks.stop("F1", "inconclusive", f"{told}; on another host, and how far that changes it was never tried")
+        checks.stop("F1", "fail", told)
+    checks.say("F1", "pass", f"{told}; the claimed F1 of all is {claimed:.4f}")
+
+
+def judge_forms(form: str, step: Step, rows: Sequence[Row], manifest: Manifest, checks: Checks) -> None:
+    """Check that another output form says the same as --json."""
+    name = "the table" if form == "stdout" else f"--{form}"
+
+    def wrong(told: str) -> None:
+        checks.stop("outputs", "fail", f"{name}: {told}")
+
+    wrote = step.wrote or ""
+    if form == "output":
+        try:
+            output = _Output.model_validate_json(wrote)
+        except ValidationError as error:
+            wrong(f"{'.'.join(map(str, error.errors()[0]['loc'])) or 'JSON'}: {error.errors()[0]['msg']}")
+        labels = {Path(row.path).name: row.label for row in rows}
+        if output.inference != labels or set(output.time.inference) != set(labels):
+            wrong("its labels are not those of --json")
+        if output.macs != manifest.evidence.macs:
+            wrong(f"macs {output.macs:g}, the manifest has {manifest.evidence.macs}")
         return
     try:
-        labels = {digests[row["path"]]: str(row["label"]) for row in steps["slice"]["rows"]}
-        truth = [recorded[d][0] for d in digests.values()]
-        then = [recorded[d][1] for d in digests.values()]
-        now = [labels[d] for d in digests.values()]
-    except (KeyError, TypeError, ValueError) as error:
-        checks.stop("F1", "fail", f"predict.py did not label all recorded photos: {error!r}")
-    f1_then, f1_now = (
-        float(f1_score(truth, guesses, labels=manifest.classes, average="macro", zero_division=0))
-        for guesses in (then, now)
-    )
-    changed = sum(a != b for a, b in zip(then, now, strict=True))
-    told = f"{f1_now:.4f} on {len(now)} of {len(recorded)} recorded photos, recorded {f1_then:.4f}"
-    evidence = manifest.evidence
-    elsewhere = evidence.host.key != this_host().key
-    allowed = abs(evidence.portability.f1_change) if elsewhere else 0.0
-    if abs(f1_now - f1_then) > allowed + 1e-9:
-        if elsewhere and not evidence.portability.images:
-            checks.stop("F1", "inconclusive", f"{told}; on another host, and how far that changes it was never tried")
-        checks.stop("F1", "fail", f"{told}; {changed} labels differ")
-    checks.say("F1", "pass", f"{told}, {changed} labels differ")
+        table = list(csv.DictReader(io.StringIO(wrote), strict=True))
+        said = [(r["path"], r["label"], float(r["score"])) for r in table]
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        wrong(f"it is no table of path, label and score: {error!r}"[:200])
+    if [r[:2] for r in said] != [(row.path, row.label) for row in rows]:
+        wrong("its labels are not those of --json")
+    if not all(abs(r[2] - row.score) <= _SCORE for r, row in zip(said, rows, strict=True)):
+        wrong("its scores are not those of --json")
 
 
 def judge_resources(limits: Limits, figures: dict[str, Any], checks: Checks) -> None:
@@ -142,9 +226,15 @@ def judge_resources(limits: Limits, figures: dict[str, Any], checks: Checks) -> 
 
 
 def judge_time(
-    steps: dict[str, Any], timed: int, count: int, limits: Limits, checks: Checks, figures: dict[str, Any]
+    starts: list[float],
+    wholes: list[float],
+    timed: int,
+    count: int,
+    limits: Limits,
+    checks: Checks,
+    figures: dict[str, Any],
 ) -> None:
-    starts = [steps[f"start-{i}"]["seconds"] for i in range(PROCESSES)]
+    """starts, wholes: seconds by process, for one image and for `timed` images. count: images of the submission."""
     figures["start_s"], figures["start_upper_s"] = median(starts), quantile_bounds(starts, 0.5, ALPHA)[1]
     checks.say(
         "start",
@@ -155,7 +245,6 @@ def judge_time(
         if limits.seconds:
             checks.say("time", "inconclusive", "no photos were given: name a folder of them with --images")
         return
-    wholes = [steps[f"images-{i}"]["seconds"] for i in range(PROCESSES)]
     rates = [(whole - start) / (timed - 1) for whole, start in zip(wholes, starts, strict=True)]
     totals = [start + rate * (count - 1) for start, rate in zip(starts, rates, strict=True)]
     low, high = quantile_bounds(totals, 0.5, ALPHA)

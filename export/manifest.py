@@ -1,5 +1,6 @@
-"""The manifest of a stranger's bundle, checked before anything is made of it."""
+"""The manifest of a bundle, validated before use, because it may be a stranger's."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,11 +8,24 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from export.errors import ExportError
 
-MAX_BYTES = 2**24
+MANIFEST = "manifest.json"
+FORMAT = 3
+"""1: golden samples as arrays, no hashes of packages, no recorded labels. 2: golden samples as files, labels of up to
+500 images. 3: the labels of all images, the subject of the timing, the version that packed it."""
+MAX_BYTES = 2**26
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$", max_length=200)]
 """A path in the bundle: no part of it begins with a dot."""
+Label = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$", max_length=1000)]
+"""A class name without line breaks or other control characters: labels.txt has one per line."""
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, le=2**31)]
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$", max_length=300)]
+"""A line that goes into the model card."""
+Runtime = Literal["onnxruntime", "openvino"]
+Precision = Literal["f32", "bf16", "int8"]
 
 
 class Part(BaseModel):
@@ -20,55 +34,128 @@ class Part(BaseModel):
 
 
 class Sample(Part):
-    label: str
-    logits: Annotated[list[FiniteFloat], Field(min_length=1)]
+    label: Label
+    logits: Annotated[list[FiniteFloat], Field(min_length=2)]
     near_tie: bool
 
 
 class Golden(Part):
-    tolerance: Annotated[FiniteFloat, Field(gt=0)]
+    tolerance: Positive
     samples: Annotated[dict[Name, Sample], Field(min_length=1)]
 
 
 class Need(Part):
-    what: str
-    any_of: list[str]
+    what: Text
+    any_of: Annotated[list[Text], Field(max_length=50)]
 
 
-class Model(Part):
-    path: Name
-    runtime: Literal["onnxruntime", "openvino"]
-    precision: Literal["f32", "bf16", "int8"]
-    threads: Annotated[int, Field(ge=1)]
+class Subject(Part):
+    """A model file and how it is run."""
+
+    runtime: Runtime
+    precision: Precision
+    threads: Count
     sha256: Digest
 
 
+class Model(Subject):
+    path: Name
+
+
 class Host(Part):
-    key: str
+    key: Text
+    cpu: Text
+    cores: Count
+    system: Text
+    versions: Annotated[dict[Text, Text], Field(max_length=50)]
 
 
 class Portability(Part):
-    images: int = 0
-    f1_change: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    how: Text
+    images: Annotated[int, Field(ge=0)] = 0
+    f1_change: Annotated[FiniteFloat, Field(ge=-1, le=1)] = 0.0
+    agreement: Share = 1.0
+    max_diff: Annotated[FiniteFloat, Field(ge=0)] = 0.0
 
 
-class Evidence(Part):
+class Latency(Part):
+    subject: Subject
+    p50_ms: Positive
+    p90_ms: Positive
+    p90_upper_ms: Positive
+    limit_ms: Positive
+    processes: Count
+
+
+class Quality(Part):
+    f1_macro: Share
+    f1_low: Share
+    f1_high: Share
+    accuracy: Share
+    split: Literal["val", "test"]
+    selected_on: bool
+    f1_per_class: dict[str, Share]
+
+
+class Claims(Part):
+    """What the packer says about the file."""
+
+    verdict: Literal["pass"]
+    latency: Latency
+    quality: Quality
     host: Host
     portability: Portability
+    params: Annotated[int, Field(ge=0, le=2**53)]
+    macs: Annotated[int, Field(ge=0, le=2**53)]
+
+
+class Preprocessing(Part):
+    """As far as the model card needs it. `preprocess.py` itself runs in the sandbox only, and validates the rest."""
+
+    size: Annotated[int, Field(ge=-(2**31), le=2**31)]
+    fit: Text
+    filter: Text
 
 
 class Manifest(Part):
-    """What a rehearsal reads of it; `slice`: sha256 of a photo -> its class and the label that it was given."""
+    """recorded: (sha256 of the image file, class, predicted label) of each image of the split on which
+    `evidence.quality` was measured. edgebuild: the version that packed the bundle."""
 
-    format: Literal[2]
+    format: Literal[3]
+    edgebuild: Text
     model: Model
-    classes: Annotated[list[str], Field(min_length=2)]
-    preprocess: dict[str, Any]
+    classes: Annotated[list[Label], Field(min_length=2)]
+    preprocess: Preprocessing
     relies_on: list[Need]
     golden: Golden
-    slice: dict[Digest, Annotated[list[str], Field(min_length=2, max_length=2)]]
-    evidence: Evidence
+    recorded: Annotated[list[tuple[Digest, str, str]], Field(min_length=1)]
+    evidence: Claims
     files: dict[Name, Digest]
+
+
+def parse_manifest(content: str | bytes, name: str = MANIFEST) -> Manifest:
+    """Raises ExportError: no JSON, or not whole."""
+    try:
+        manifest = Manifest.model_validate_json(content)
+        json.loads(content, object_pairs_hook=_each_once)
+        return manifest
+    except ExportError as error:
+        raise ExportError(f"{name}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        if not isinstance(error, ValidationError):
+            raise ExportError(f"{name}: JSON: {error}") from error
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "JSON"
+        hint = "; pack it again with this version of edgebuild" if where == "format" else ""
+        raise ExportError(f"{name}: {where}: {first['msg']}, got {str(first['input'])[:60]!r}{hint}") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> None:
+    """Refuse duplicate keys, of which readers take different ones. Raises ExportError."""
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+        raise ExportError(f"the key {twice[:60]!r} is there twice")
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -76,10 +163,6 @@ def read_manifest(path: Path) -> Manifest:
     try:
         if path.is_symlink() or path.stat().st_size > MAX_BYTES:
             raise ExportError(f"{path.name}: a link, or larger than {MAX_BYTES / 1e6:.0f} MB")
-        return Manifest.model_validate_json(path.read_bytes())
+        return parse_manifest(path.read_bytes(), path.name)
     except OSError as error:
         raise ExportError(f"{path}: not readable: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "JSON"
-        raise ExportError(f"{path.name}: {where}: {first['msg']}, got {str(first['input'])[:60]!r}") from error

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from latency.runners import open_session
 
 _ABSOLUTE, _RELATIVE = 1e-4, 1e-5
 _RESAMPLES = 2000
+_BATCH = 5_000_000
+"""Numbers that are drawn at a time: more would fill the memory where there are many images."""
 LEVEL = 0.95
 
 
@@ -103,6 +106,7 @@ def interval(statistic: Callable[..., np.ndarray], *arrays: np.ndarray) -> tuple
         paired=True,
         vectorized=True,
         n_resamples=_RESAMPLES,
+        batch=max(1, _BATCH // len(arrays[0])),
         confidence_level=LEVEL,
         method="percentile",
         rng=np.random.default_rng(0),
@@ -137,16 +141,37 @@ def losses(logits: np.ndarray, labels: np.ndarray) -> list[float]:
     return found
 
 
-def f1_per_class(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+def f1_per_class(guesses: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+    """guesses, labels: indices into `classes`, (n,)."""
     from sklearn.metrics import f1_score
 
-    values = f1_score(labels, logits.argmax(1), labels=range(len(classes)), average=None, zero_division=0)
+    values = f1_score(labels, guesses, labels=range(len(classes)), average=None, zero_division=0)
     return dict(zip(classes, map(float, values), strict=True))
 
 
-def confusion(logits: np.ndarray, labels: np.ndarray) -> list[list[int]]:
-    """Images by class (row) and guess (column)."""
+def figures(guesses: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """f1_macro, accuracy and f1_per_class. guesses, labels: indices into `classes`, (n,)."""
+    by_class = f1_per_class(guesses, labels, classes)
+    return {
+        "f1_macro": float(np.mean(list(by_class.values()))),
+        "accuracy": float(np.mean(guesses == labels)),
+        "f1_per_class": by_class,
+    }
+
+
+def quality(guesses: np.ndarray, labels: np.ndarray, classes: Sequence[str], split: str) -> dict[str, Any]:
+    """How good a file is on the images of a split: `figures`, with the interval of macro F1 (`f1_interval`).
+
+    selected_on: epoch, candidate and precision were chosen on the same images.
+    """
     from sklearn.metrics import confusion_matrix
 
-    found: list[list[int]] = confusion_matrix(labels, logits.argmax(1), labels=range(logits.shape[1])).tolist()
-    return found
+    low, high = f1_interval(labels, guesses, len(classes))
+    return {
+        **figures(guesses, labels, classes),
+        "f1_low": low,
+        "f1_high": high,
+        "split": split,
+        "selected_on": split == "val",
+        "confusion": confusion_matrix(labels, guesses, labels=range(len(classes))).tolist(),
+    }

@@ -2,37 +2,61 @@
 
 What can be read is checked first, and what fails there is never run. Then, in a sandbox: an environment from the
 bundle's own lock, and predict.py on golden samples and photos, judged outside of it (`judge`). Hashes inside a bundle
-find damage, not an attacker, who would write them anew; a stranger's predict.py can forge all answers of the sandbox,
-its times and sizes too, but not leave it, as far as the kernel's namespaces hold.
+find damage, not an attacker, who would write them anew; a stranger's predict.py may answer what it likes, but it cannot
+leave the sandbox, as long as the kernel's namespaces hold.
 """
 
 import contextlib
 import re
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from packaging.markers import InvalidMarker, UndefinedEnvironmentName
+from packaging.utils import canonicalize_name
+
 from export import sandbox
-from export.artifact import sha256
+from export.artifact import evenly, sha256
 from export.checks import PROCESSES, Check, Checks, Ended, Limits
 from export.examine import examine, unpacked
-from export.judge import judge_golden, judge_resources, judge_slice, judge_steps, judge_time, last_words
+from export.judge import (
+    judge_forms,
+    judge_golden,
+    judge_recorded,
+    judge_resources,
+    judge_step,
+    judge_time,
+    last_words,
+    rows_of,
+)
+from export.lock import Pin, closure, roots
 from export.manifest import Manifest
 from export.preprocess import ImageError, Preprocess
-from export.sandbox import Given, SandboxMissing
+from export.sandbox import PIP_OPTIONS, Answer, Given, Sandbox, SandboxBroken, Step
 from latency.host import this_host
 from latency.machine import LOCAL
 
 TIMED_IMAGES = 200
-"""Labelled by each process, the photos over again where they are fewer: the start's own noise counts little then."""
+"""Images that each timed process labels, repeated if there are fewer, so that start-up noise matters little."""
+RECORDED_IMAGES = 500
+"""At most this many recorded images are labelled again as JSON, and _FORM_IMAGES of them in each other form."""
+_FORM_IMAGES = 50
+_MOST_LOGITS = 300_000
+"""Of one output of predict.py, which must stay below the driver's limit."""
+FORMS = ("csv", "output", "stdout")
+"""What predict.py can write beside --json; `stdout` is its table without an option."""
 _READ_AT = 64
-_INSTALLS = ("venv", "install")
+_PREPARE_S = 300
+_TIMED_LEAST_S, _TIMED_FACTOR = 10, 5
+"""A timed run is ended after this many times the seconds of the same untimed run, but not before this many seconds. The
+machine's timing lock is held meanwhile, and a stranger's code must not be able to keep it."""
 _REFUSED = re.compile(r"MATCH THE HASHES|No matching distribution|versions pinned|conflicting|Hashes are required")
-"""What pip says where the lock itself is wrong; all else is this machine's trouble."""
-_NETWORK = re.compile(r"connection|resolve|resolution|timed out|network is unreachable|proxy|SSL", re.IGNORECASE)
+"""What pip says if the lock itself is wrong. Any other error is a problem of this machine."""
+_UNREACHED = re.compile(r"connection|resolve|resolution|timed out|network is unreachable|proxy|SSL", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -58,6 +82,18 @@ class Preflight:
         return {"verdict": self.verdict, "reasons": self.reasons, **asdict(self)}
 
 
+@dataclass(frozen=True)
+class _Photos:
+    """Image paths inside the sandbox. recorded: path -> sha256 of images that the manifest lists. folders: sha256 ->
+    the folder that the user has it in. timed: TIMED_IMAGES readable images, with repeats, or none. given: the number of
+    images that the user passed."""
+
+    recorded: dict[str, str]
+    folders: dict[str, str]
+    timed: list[str]
+    given: int
+
+
 def preflight(
     path: Path,
     limits: Limits,
@@ -74,52 +110,53 @@ def preflight(
         work = Path(temporary)
         try:
             folder = unpacked(path, work / "unpacked", checks)
-            manifest = examine(folder, host, checks)
-            _rehearse(manifest, folder, limits, photos, count or len(photos), wheels, work, checks, figures)
+            manifest, pins = examine(folder, host, checks)
+            if missing := sandbox.available():
+                checks.stop("sandbox", "inconclusive", f"{missing}; nothing of the bundle was run")
+            figures["install_s"] = _fetch(manifest, pins, work, wheels, checks)
+            shown = _show(photos, manifest, work / "images")
+            with sandbox.opened(
+                Given(folder, work / "fetched", work / "images", work / "requirements.txt"), limits.disk
+            ) as box:
+                _rehearse(box, manifest, shown, limits, count or len(photos), checks, figures)
+        except SandboxBroken as error:
+            checks.say("sandbox", "fail", str(error))
         except Ended:
             pass
     return Preflight(tuple(checks.found), figures, limits, host.as_dict())
 
 
-def _rehearse(
-    manifest: Manifest,
-    folder: Path,
-    limits: Limits,
-    photos: Sequence[Path],
-    count: int,
-    wheels: Path | None,
-    work: Path,
-    checks: Checks,
-    figures: dict[str, Any],
-) -> None:
-    missing = sandbox.available()
-    if missing:
-        checks.stop("sandbox", "inconclusive", f"{missing}; nothing of the bundle was run")
-    (work / "wheels").mkdir()
-    problem = sandbox.fetch(folder / "requirements.txt", work / "wheels", wheels)
-    if problem:
-        refused = _REFUSED.search(problem) and not (wheels is None and _NETWORK.search(problem))
-        told = f"the lock cannot be fetched: {last_words(problem)}"
-        checks.stop("dependencies", "fail" if refused else "inconclusive", told)
-    shown = work / "images"
-    known, timed = _show(photos, manifest, shown)
-    runs = _runs(manifest, list(known), timed, limits)
-    request = {"memory_bytes": limits.memory_bytes, "runs": runs}
-    given = Given(folder, work / "wheels", shown)
-    with LOCAL.lock():
-        try:
-            answer = sandbox.rehearse(given, limits.disk, request, sum(r["timeout_s"] for r in runs))
-        except SandboxMissing as error:
-            checks.stop("sandbox", "inconclusive", str(error))
+def _fetch(manifest: Manifest, pins: tuple[Pin, ...], work: Path, wheels: Path | None, checks: Checks) -> float:
+    """Fetch the wheels and create an environment. Returns the seconds for the environment, without the download."""
+    (work / "fetched").mkdir()
+    (work / "requirements.txt").write_text(sandbox.render_pins(pins), encoding="ascii")
     try:
-        _judge(manifest, answer, known, len(photos), len(timed), count, limits, checks, figures)
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError) as error:
-        checks.stop("sandbox", "fail", f"the answer that came out of it is none: {error!r}")
+        answer = sandbox.fetch(pins, work / "fetched", wheels)
+    except SandboxBroken as error:  # no code of the bundle runs in this one
+        checks.stop("sandbox", "inconclusive", f"the packages cannot be fetched in it: {error}")
+    name, step = next(reversed(answer.steps.items()), ("copy", None))
+    if answer.problem or step is None or step.code != 0:
+        if name == "venv":
+            said = last_words(step.said) if step else ""
+            checks.stop("sandbox", "inconclusive", f"Python cannot make an environment (python3-venv?): {said}")
+        said = step.said if step and step.code is not None else f"timed out {answer.problem}"
+        refused = _REFUSED.search(said) and not (wheels is None and _UNREACHED.search(said))
+        told = f"the lock cannot be fetched: {last_words(said)}"
+        if "MATCH THE HASHES" in said:
+            told = f"a package has none of the hashes of the lock: {last_words(said)}"
+        checks.stop("dependencies", "fail" if refused else "inconclusive", told)
+    try:
+        requires: dict[str, list[str]] = {canonicalize_name(name): needs for name, needs in answer.requires.items()}
+        needed = closure(roots(manifest.model.runtime), requires)
+    except (InvalidMarker, UndefinedEnvironmentName, ValueError, RecursionError) as error:
+        checks.stop("dependencies", "fail", f"the metadata of a package cannot be read: {error}")
+    if more := sorted({p.name for p in pins} - needed):
+        checks.stop("dependencies", "fail", f"the lock names {', '.join(more)}, which nothing in it needs")
+    return answer.steps["venv"].seconds
 
 
-def _show(photos: Sequence[Path], manifest: Manifest, folder: Path) -> tuple[dict[str, str], list[str]]:
-    """Copies of what is needed of the photos into `folder`, so that nothing beside them is seen: the recorded ones,
-    path inside -> sha256; and TIMED_IMAGES to be timed, all readable, over again where they are fewer."""
+def _show(photos: Sequence[Path], manifest: Manifest, folder: Path) -> _Photos:
+    """Copy the images that are needed into `folder`, so that the sandbox sees nothing beside them."""
     folder.mkdir()
     inside: dict[Path, str] = {}
 
@@ -130,9 +167,10 @@ def _show(photos: Sequence[Path], manifest: Manifest, folder: Path) -> tuple[dic
             inside[photo] = f"/given/images/{name}"
         return inside[photo]
 
+    known = {digest for digest, *_ in manifest.recorded}
     recorded: dict[str, Path] = {}
     for photo in photos:
-        if (digest := sha256(photo)) in manifest.slice:
+        if (digest := sha256(photo)) in known:
             recorded.setdefault(digest, photo)
     preprocess = Preprocess(_READ_AT)  # not at the size that a stranger's manifest names
     readable = []
@@ -141,49 +179,87 @@ def _show(photos: Sequence[Path], manifest: Manifest, folder: Path) -> tuple[dic
             preprocess.load(photo)
             readable.append(photo)
     timed = [show(readable[i * len(readable) // TIMED_IMAGES]) for i in range(TIMED_IMAGES)] if readable else []
-    return {show(photo): digest for digest, photo in recorded.items()}, timed
+    count = min(RECORDED_IMAGES, max(1, _MOST_LOGITS // len(manifest.classes)))
+    again = {show(photo): digest for digest, photo in evenly(list(recorded.items()), count)}
+    folders = {digest: unicodedata.normalize("NFC", photo.parent.name) for digest, photo in recorded.items()}
+    return _Photos(again, folders, timed, len(photos))
 
 
-def _judge(
+def _rehearse(
+    box: Sandbox,
     manifest: Manifest,
-    answer: dict[str, Any],
-    known: dict[str, str],
-    photos: int,
-    timed: int,
-    count: int,
+    photos: _Photos,
     limits: Limits,
+    count: int,
     checks: Checks,
     figures: dict[str, Any],
 ) -> None:
-    steps = answer["steps"]
+    memory = limits.memory_bytes
+    answer = box.ask(
+        2 * _PREPARE_S + 60,
+        "prepare",
+        options=list(PIP_OPTIONS),
+        memory_bytes=memory,
+        timeout_s=_PREPARE_S,
+    )
     figures |= {
-        "disk_peak_bytes": answer["disk_peak_bytes"],
-        **{f"{name}_bytes": size for name, size in answer["bytes"].items()},
-        "install_s": sum(steps[s]["seconds"] for s in _INSTALLS if s in steps),
-        "memory_peak_bytes": max((s["peak_bytes"] for n, s in steps.items() if n not in _INSTALLS), default=0),
+        **{f"{name}_bytes": size for name, size in answer.bytes.items()},
+        "install_s": figures["install_s"] + sum(s.seconds for s in answer.steps.values()),
+        "memory_peak_bytes": 0,
+        "disk_peak_bytes": answer.disk_peak_bytes,
     }
-    judge_steps(answer, limits, checks)
-    judge_golden(manifest, steps["golden"]["rows"], checks)
-    if photos:
-        judge_slice(manifest, known, steps, checks)
+    judge_step("install", answer, limits, checks)
+
+    def run(name: str, args: list[str], form: str | None = None, images: int = 0, ends_s: float = 0) -> Step:
+        timeout_s = ends_s or limits.run_s(images)
+        asked = {"name": name, "args": args, "form": form, "memory_bytes": memory, "timeout_s": timeout_s}
+        answer: Answer = box.ask(2 * timeout_s + 60, "label", **asked)
+        ended = answer.steps.get(name)
+        if ends_s and ended and ended.code is None:
+            told = f"'{name}' took over {ends_s:.0f} s, {_TIMED_FACTOR} times as long as the same run before"
+            checks.stop("time", "inconclusive", f"{told}: something else runs here, or it does not always do the same")
+        step = judge_step(name, answer, limits, checks)
+        figures["memory_peak_bytes"] = max(figures["memory_peak_bytes"], step.peak_bytes)
+        figures["disk_peak_bytes"] = max(figures["disk_peak_bytes"], answer.disk_peak_bytes)
+        return step
+
+    def predict(name: str, paths: list[str], form: str = "json", images: int = 0, ends_s: float = 0) -> Step:
+        return run(name, ["/disk/bundle/predict.py", *paths], form, images or len(paths), ends_s)
+
+    run("imports", ["-c", f"import numpy, PIL, {manifest.model.runtime}"])
+    checks.say("sandbox", "pass", f"no network, a disk of {limits.disk / 1e6:.0f} MB, an empty environment")
+    checks.say("environment", "pass", "installed from its own lock, offline; its packages load")
+    golden, samples = ["/disk/bundle/golden"], len(manifest.golden.samples)
+    rows = rows_of(predict("golden", golden, images=samples), manifest, samples, checks)
+    judge_golden(manifest, rows, checks)
+    recorded = list(photos.recorded)
+    if recorded:
+        rows += rows_of(predict("recorded", recorded), manifest, len(recorded), checks)
+        judge_recorded(manifest, photos.recorded, photos.folders, rows[samples:], checks)
+    elif photos.given:
+        checks.say("F1", "inconclusive", "none of the recorded photos is among those given")
+    some = rows[: samples + _FORM_IMAGES]
+    for form in FORMS:
+        step = predict(f"--{form}", golden + recorded[:_FORM_IMAGES], form, len(some))
+        judge_forms(form, step, some, manifest, checks)
+    checks.say("outputs", "pass", f"--json, --csv, --output and the table say the same of {len(some)} images")
     judge_resources(limits, figures, checks)
-    judge_time(steps, timed, count, limits, checks, figures)
 
-
-def _runs(manifest: Manifest, known: list[str], timed: list[str], limits: Limits) -> list[dict[str, Any]]:
-    """images: how many labels each must give."""
-
-    def labels(name: str, paths: list[str], images: int) -> dict[str, Any]:
-        args = ["{bundle}/predict.py", "--json", "{out}", *paths]
-        return {"name": name, "args": args, "images": images, "timeout_s": limits.run_s(images)}
-
-    imports = ["-c", f"import numpy, PIL, {manifest.model.runtime}"]
-    runs: list[dict[str, Any]] = [{"name": "imports", "args": imports, "timeout_s": limits.run_s(0)}]
-    runs.append(labels("golden", ["{bundle}/golden"], len(manifest.golden.samples)) | {"keep": True})
-    if known:
-        runs.append(labels("slice", known, len(known)) | {"keep": True})
+    one = photos.timed[:1] or ["/disk/bundle/golden/turned.jpg"]
+    first = predict("first", one), predict("images", photos.timed) if photos.timed else None
+    rows_of(first[0], manifest, 1, checks)
+    starts, wholes = [], []
     for i in range(PROCESSES):
-        runs.append(labels(f"start-{i}", timed[:1] or ["{bundle}/golden/turned.jpg"], 1))
-        if timed:
-            runs.append(labels(f"images-{i}", timed, len(timed)))
-    return runs
+        with LOCAL.lock():
+            starts.append(predict(f"start-{i}", one, ends_s=_timed_s(first[0], 1, limits)).seconds)
+        if first[1]:
+            ends_s = _timed_s(first[1], len(photos.timed), limits)
+            with LOCAL.lock():
+                wholes.append(predict(f"images-{i}", photos.timed, ends_s=ends_s).seconds)
+    if first[1]:
+        rows_of(first[1], manifest, len(photos.timed), checks)
+    judge_time(starts, wholes, len(photos.timed), count, limits, checks, figures)
+
+
+def _timed_s(before: Step, images: int, limits: Limits) -> float:
+    return min(limits.run_s(images), max(_TIMED_LEAST_S, _TIMED_FACTOR * before.seconds))

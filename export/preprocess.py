@@ -10,11 +10,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FITS = ("squash", "pad", "crop")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 DECODERS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """Pillow knows many more, EPS among them, which starts Ghostscript: nothing for a stranger's file."""
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _GREY = (114, 114, 114)
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+"""Tags of TIFF."""
+_WHITE_IS_ZERO = 0
 
 
 class ImageError(ValueError):
@@ -23,7 +26,7 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Preprocess:
-    """EXIF transpose, RGB, resize to size x size.
+    """EXIF transpose, RGB, resize to size x size. More than 8 bits a pixel are scaled by the range of the format.
 
     fit: squash ignores the aspect ratio; pad keeps it inside a grey square; crop keeps it and cuts the middle.
     A JPEG more than twice as large as needed is decoded at a fraction of its size (Pillow's draft mode).
@@ -54,7 +57,8 @@ class Preprocess:
         with Image.open(source, formats=DECODERS) as image:
             if scaled:
                 image.draft("RGB", (2 * self.size, 2 * self.size))
-            return _to_rgb(ImageOps.exif_transpose(image))
+            white = _white(image)
+            return _to_rgb(ImageOps.exif_transpose(image), white)
 
     def resize(self, image: Image.Image) -> np.ndarray:
         """uint8 array (size, size, 3) of a decoded image."""
@@ -72,13 +76,33 @@ class Preprocess:
         return image.resize(target, resample)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel; convert() would clip at 255
-        values = np.asarray(image).astype(np.float32) / 257.0
+def _to_rgb(image: Image.Image, white: int) -> Image.Image:
+    """white: see _white."""
+    if image.mode.startswith("I"):  # more than 8 bits a pixel; convert() would clip at 255
+        values = np.asarray(image).astype(np.float32) * (255.0 / white)
+        values = values if white > 0 else 255 + values
         image = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _white(image: Image.Image) -> int:
+    """The number that stands for white in a grey pixel of more than 8 bits; its negative where 0 is white and this is
+    black. Raises ValueError for pixels of which nothing says what is white."""
+    if image.mode == "F":
+        raise ValueError(
+            "its pixels are floating-point numbers, of which nothing says what is white; save 8 or 16 bits"
+        )
+    if not image.mode.startswith("I") or image.format != "TIFF":
+        return 2**16 - 1
+    tags = image.tag_v2  # type: ignore[attr-defined]  # of a TIFF
+    (bits, *_), (kind, *_) = tags.get(_BITS_PER_SAMPLE, (16,)), tags.get(_SAMPLE_FORMAT, (1,))
+    if kind != 1 or not 8 < bits <= 16:
+        kinds = {1: "unsigned", 2: "signed", 3: "floating-point"}
+        raise ValueError(f"its pixels are {bits}-bit {kinds.get(kind, 'unknown')} numbers; save 8 or 16 bits, unsigned")
+    white = 2 ** int(bits) - 1
+    return -white if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else white
 
 
 def find_images(path: str | Path) -> list[Path]:

@@ -34,9 +34,10 @@ class Quantized(nn.Module):
         return logits
 
 
-def with_quantizers(model: nn.Module, images: np.ndarray, card: ModelCard) -> nn.Module:
+def with_quantizers(model: nn.Module, images: np.ndarray, card: ModelCard, saturates: bool = False) -> nn.Module:
     """A copy of the network with its re-parameterisable blocks fused and a quantizer at each input of each layer, their
-    ranges taken from `images`, uint8 (n, size, size, 3). It can be trained as any other. Raises ExportError."""
+    ranges taken from `images`, uint8 (n, size, size, 3). It can be trained as any other. saturates: see nncf_quantize.
+    Raises ExportError."""
     from nncf.torch.quantization.extensions import QuantizedFunctionsCPU
     from nncf.torch.quantization.reference import torch_executor
 
@@ -47,7 +48,7 @@ def with_quantizers(model: nn.Module, images: np.ndarray, card: ModelCard) -> nn
     whole = deployable(model, card)
     with torch.no_grad():
         seen = [whole.normalise(torch.from_numpy(image[None].copy())) for image in images]
-    found: nn.Module = nncf_quantize(Quantized(whole.model), seen, "the trained network")
+    found: nn.Module = nncf_quantize(Quantized(whole.model), seen, "the trained network", saturates=saturates)
     return found
 
 

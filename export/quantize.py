@@ -72,17 +72,32 @@ def quantize_onnx(
 
 
 def quantize_openvino(
-    source: Path, images: np.ndarray, card: ModelCard, path: Path, fast: bool = False, keep: Sequence[str] = ()
+    source: Path,
+    images: np.ndarray,
+    card: ModelCard,
+    path: Path,
+    fast: bool = False,
+    keep: Sequence[str] = (),
+    saturates: bool = False,
 ) -> None:
     """NNCF, with full bias correction or the fast one, which loses up to 15 points on small nets. keep: names of layers
-    left in f32. Raises ExportError."""
-    model = nncf_quantize(read_onnx(source), [image[None] for image in images], str(source), fast, keep)
+    left in f32. saturates: see nncf_quantize. Raises ExportError."""
+    model = nncf_quantize(read_onnx(source), [image[None] for image in images], str(source), fast, keep, saturates)
     save_ir(model, card, path)
 
 
-def nncf_quantize(model: Any, samples: Sequence[Any], name: str, fast: bool = True, keep: Sequence[str] = ()) -> Any:
-    """An OpenVINO or torch model with quantizers, their ranges from `samples` of its input. Raises ExportError."""
+def nncf_quantize(
+    model: Any,
+    samples: Sequence[Any],
+    name: str,
+    fast: bool = True,
+    keep: Sequence[str] = (),
+    saturates: bool = False,
+) -> Any:
+    """An OpenVINO or torch model with quantizers, their ranges from `samples` of its input. saturates: the CPU that it
+    will run on sums products of 8 bits in 16, so weights keep to half of their range. Raises ExportError."""
     import nncf
+    from nncf.quantization.advanced_parameters import OverflowFix
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     quietly = contextlib.redirect_stdout(io.StringIO())  # it shows a progress bar for each of its steps
@@ -94,6 +109,9 @@ def nncf_quantize(model: Any, samples: Sequence[Any], name: str, fast: bool = Tr
             subset_size=len(samples),
             fast_bias_correction=fast,
             ignored_scope=nncf.IgnoredScope(names=list(keep)),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                overflow_fix=OverflowFix.ENABLE if saturates else OverflowFix.FIRST_LAYER
+            ),
         )
 
 

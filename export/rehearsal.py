@@ -1,12 +1,17 @@
-"""Inside the sandbox: an empty environment from the bundle's own lock, then the runs that were asked for.
+"""The driver inside the sandbox: it carries out requests, one JSON line each, and judges nothing.
 
-Standard library only: it is run by the bare Python. One request (JSON) on stdin, one answer on stdout. All that is
-written lies under one folder, the sandbox's only disk; nothing here judges, that is done outside.
+Standard library only, because the bare Python runs it. Everything is written below one folder, the sandbox's only disk.
+The stranger's processes are its children. Each of them, and everything it started, is dead before the next request is
+read. None of them can reach this process or its answers, and their output is passed on only up to a limit.
 """
 
 import contextlib
+import ctypes
+import email
+import itertools
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -15,53 +20,93 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 from typing import IO, Any
 
+DISK = Path("/disk")
+GIVEN = Path("/given")
+OUT = Path("/out")
+ENV = DISK / "env"
+_PIP = (str(ENV / "bin/python"), "-I", "-m", "pip", "--isolated")
 _TAIL = 2000
 _LAST_WORDS_S = 5
-_MAX_ROWS_BYTES = 2**26
+MAX_OUTPUT_BYTES = 2**24
 _FULL = 2**18
-"""A disk with less than that left was full: what failed for want of space leaves a little."""
+"""A disk with fewer free bytes than this was full: a write that fails for lack of space leaves a few."""
 _ROOMY = 4
-"""A run that failed for want of memory is done once more with this many times the limit, to see what it needed."""
+"""A run that failed for lack of memory is repeated with this many times the limit, to see how much it needs."""
 _MEMORY_WORDS = ("MemoryError", "bad_alloc", "Cannot allocate memory", "failed to map", "out of memory")
+_LEAST_MEMORY = 2**30
+_OWN_MEMORY = 2**31
+"""Memory limit of this process: a package's metadata can be compressed a thousandfold."""
+_DISK_EVERY_S, _MEMORY_EVERY = 0.005, 10
+_METADATA = re.compile(r"[^/]+\.dist-info/METADATA")
+_MAX_METADATA = 2**21
+_SET_DUMPABLE = 4  # prctl's PR_SET_DUMPABLE
 
 
-class Disk:
-    """The most that was ever used, looked at every few milliseconds."""
+class Watch:
+    """Polls the disk for its peak usage, and kills all children once they hold too much of the machine's memory
+    together, which no limit on a single process would prevent."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.peak, self._stop = folder, 0, threading.Event()
-        found = os.statvfs(folder)
-        self.size = found.f_blocks * found.f_frsize
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+    def __init__(self) -> None:
+        found = os.statvfs(DISK)
+        self.size, self.peak, self.held_too_much = found.f_blocks * found.f_frsize, 0, False
+        self._page = os.sysconf("SC_PAGE_SIZE")
+        # The disk is a tmpfs, so it uses memory too, up to its own size.
+        self._allowed = max(_LEAST_MEMORY, os.sysconf("SC_PHYS_PAGES") * self._page - self.size) // 2
+        self._shared_before = _shared_memory()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def used(self) -> int:
-        found = os.statvfs(self.folder)
+        found = os.statvfs(DISK)
         used = (found.f_blocks - found.f_bfree) * found.f_frsize
         self.peak = max(self.peak, used)
         return used
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.005):
+        for turn in itertools.count():
+            time.sleep(_DISK_EVERY_S)
             self.used()
+            if turn % _MEMORY_EVERY == 0 and self._held() > self._allowed:
+                self.held_too_much = True
+                end_children()
 
-    def close(self) -> int:
-        self._stop.set()
-        self._thread.join()
-        self.used()
-        return self.peak
+    def _held(self) -> int:
+        """Bytes: what is resident in the processes, or shared memory on the machine that is not on the disk. A process
+        can hold shared memory that counts as resident in none (memfd, or pages that it has dropped)."""
+        shared = _shared_memory() - self._shared_before - self.used()
+        held = 0
+        for entry in os.scandir("/proc"):
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError, ValueError, IndexError):
+                    held += int(Path(entry.path, "statm").read_text().split()[1])
+        return max(held * self._page, shared)
 
 
-def run(command: list[str], memory: int | None, timeout_s: float | None) -> dict[str, Any]:
-    """One process: its code (None: killed for time), seconds, peak memory and the end of what it said. What it started
-    and left behind is killed."""
+def _shared_memory() -> int:
+    """Bytes of shared memory on this machine, tmpfs included."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("Shmem:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def end_children() -> None:
+    """Kill every other process in the sandbox, in one system call, so that none can fork in between."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(-1, signal.SIGKILL)
+
+
+def run(command: list[str], memory: int | None, timeout_s: float | None, out: Path | None = None) -> dict[str, Any]:
+    """Run one process. Returns its exit code (None: killed for time), seconds, peak memory and the end of its output.
+    out: a file for stdout, which otherwise is part of that output."""
 
     def limit() -> None:
-        if memory:
-            resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        most = memory or resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
     said = b""
 
@@ -70,28 +115,26 @@ def run(command: list[str], memory: int | None, timeout_s: float | None) -> dict
         while part := stream.read1(4096):  # type: ignore[attr-defined]  # a BufferedReader
             said = (said + part)[-_TAIL:]
 
-    began = time.perf_counter()
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        preexec_fn=limit,
-        start_new_session=True,
-    )
-
-    def end() -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-    listener = threading.Thread(target=listen, args=(process.stdout,))
-    timer = threading.Timer(timeout_s or threading.TIMEOUT_MAX, end)
+    with out.open("wb") if out else contextlib.nullcontext() as stdout:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            stdout=stdout or subprocess.PIPE,
+            stderr=subprocess.PIPE if stdout else subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=limit,
+        )
+    listener = threading.Thread(target=listen, args=(process.stderr or process.stdout,), daemon=True)
+    timer = threading.Timer(timeout_s or threading.TIMEOUT_MAX, end_children)
     listener.start()
     timer.start()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     timer.cancel()
-    end()
+    end_children()
+    with contextlib.suppress(ChildProcessError):
+        while True:  # reap what it left behind
+            os.wait()
     listener.join(_LAST_WORDS_S)
     process.returncode = os.waitstatus_to_exitcode(status)
     late = timeout_s is not None and seconds >= timeout_s and process.returncode < 0
@@ -103,75 +146,100 @@ def run(command: list[str], memory: int | None, timeout_s: float | None) -> dict
     }
 
 
-def main(request: dict[str, Any]) -> dict[str, Any]:
-    disk = Path(request["disk"])
-    watch = Disk(disk)
-    answer: dict[str, Any] = {"steps": {}, "bytes": {}}
-    try:
-        _rehearse(request, disk, watch, answer)
-    except OSError as error:  # copytree's own is one too, and holds a list of what could not be copied
-        answer["problem"] = str(error)[-_TAIL:]
-    answer["disk_peak_bytes"] = watch.close()
-    answer["disk_full"] = answer["disk_peak_bytes"] >= watch.size - _FULL
+def fetch(request: dict[str, Any]) -> dict[str, Any]:
+    """Create an environment, download the pinned wheels with its pip, and copy both to OUT. Read from the metadata what
+    the wheels require. No code of a wheel is run."""
+    steps = {"venv": run([sys.executable, "-m", "venv", str(ENV)], None, request["timeout_s"])}
+    if steps["venv"]["code"] == 0:
+        options = [*request["options"], "--dest", str(DISK / "wheels"), "--requirement", str(GIVEN / "requirements")]
+        steps["fetch"] = run([*_PIP, "download", *options], None, request["timeout_s"])
+    answer: dict[str, Any] = {"steps": steps}
+    if all(step["code"] == 0 for step in steps.values()):
+        for name in ("env", "wheels"):
+            shutil.copytree(DISK / name, OUT / name, symlinks=True)
+        answer["requires"] = {wheel.name.split("-")[0]: requires(wheel) for wheel in (DISK / "wheels").iterdir()}
     return answer
 
 
-def _rehearse(request: dict[str, Any], disk: Path, watch: Disk, answer: dict[str, Any]) -> None:
-    memory = request["memory_bytes"]
-    for name in ("home", "tmp"):
-        (disk / name).mkdir()
-    shutil.copytree("/given/bundle", disk / "bundle", ignore=shutil.ignore_patterns("__pycache__"))
+def requires(wheel: Path) -> list[str]:
+    """The requirements in the metadata of a wheel: of the one file that pip reads, up to a limit."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [n for n in archive.namelist() if _METADATA.fullmatch(n)]
+        with archive.open(name) as file:
+            content = file.read(_MAX_METADATA + 1)
+    if len(content) > _MAX_METADATA:
+        raise ValueError(f"{wheel.name}: its metadata is larger than {_MAX_METADATA / 1e6:.0f} MB")
+    return email.message_from_bytes(content).get_all("Requires-Dist") or []
+
+
+def prepare(request: dict[str, Any], watch: Watch) -> dict[str, Any]:
+    """Install the wheels into the environment, offline, and measure what that takes."""
+    answer: dict[str, Any] = {"steps": {}, "bytes": {}}
+    shutil.copytree(GIVEN / "bundle", DISK / "bundle")
     answer["bytes"]["bundle"] = watch.used()
-    shutil.copytree("/given/wheels", disk / "wheels")  # pip holds all that it downloads until it has installed it
-    before = watch.used()
-    python = str(disk / "env/bin/python")
-    install = ["-m", "pip", "install", "--quiet", "--require-hashes", "--only-binary", ":all:", "--no-index"]
-    install += ["--disable-pip-version-check", "--no-cache-dir", "--find-links", str(disk / "wheels")]
-    commands = {
-        "venv": [sys.executable, "-m", "venv", str(disk / "env")],
-        "install": [python, *install, "-r", str(disk / "bundle/requirements.txt")],
-    }
-    for name, command in commands.items():
-        answer["steps"][name] = step = run(command, memory, None)
-        if step["code"]:
-            return
-    shutil.rmtree(disk / "wheels")
+    shutil.copytree(GIVEN / "fetched/wheels", DISK / "wheels")  # on the disk, where pip would keep its downloads
+    answer["bytes"]["wheels"] = watch.used() - answer["bytes"]["bundle"]
+    shutil.copytree(GIVEN / "fetched/env", ENV, symlinks=True)
+    options = [*request["options"], "--no-cache-dir", "--no-index", "--find-links", str(DISK / "wheels")]
+    command = [*_PIP, "install", *options, "--requirement", str(GIVEN / "requirements")]
+    answer["steps"]["install"] = run(command, request["memory_bytes"], request["timeout_s"])
+    shutil.rmtree(DISK / "wheels")
     answer["bytes"]["environment"] = watch.used() - answer["bytes"]["bundle"]
-    answer["bytes"]["wheels"] = before - answer["bytes"]["bundle"]
-    for asked in request["runs"]:
-        out = disk / "out.json"
-        command = [
-            python,
-            *(a.replace("{bundle}", str(disk / "bundle")).replace("{out}", str(out)) for a in asked["args"]),
-        ]
-        answer["steps"][asked["name"]] = step = run(command, memory, asked["timeout_s"])
-        if step["code"] != 0:
-            if memory and any(word in step["said"] for word in _MEMORY_WORDS):
-                step["roomy"] = run(command, _ROOMY * memory, asked["timeout_s"])
-            return
-        if "images" not in asked:
-            continue
-        rows = _rows(out)
-        if rows is None or len(rows) != asked["images"]:
-            told = "no JSON array" if rows is None else f"{len(rows)} labels"
-            answer["problem"] = f"predict.py ended well and wrote {told} for {asked['images']} images"
-            return
-        if asked.get("keep"):
-            step["rows"] = rows
+    return answer
+
+
+def label(request: dict[str, Any]) -> dict[str, Any]:
+    """Run the environment's Python. With `form`, pass that output option to predict.py and return what it wrote."""
+    memory, timeout_s, form = request["memory_bytes"], request["timeout_s"], request.get("form")
+    out = DISK / "tmp" / "out"
+    form_args = [f"--{form}", str(out)] if form and form != "stdout" else []
+    command = [str(ENV / "bin/python"), *request["args"], *form_args]
+    step = run(command, memory, timeout_s, out if form == "stdout" else None)
+    if step["code"] != 0 and memory and any(word in step["said"] for word in _MEMORY_WORDS):
+        step["roomy"] = run(command, _ROOMY * memory, timeout_s)
+    if form and step["code"] == 0:
+        step["wrote"] = written(out)
+    with contextlib.suppress(OSError):
         out.unlink()
+    return {"steps": {request["name"]: step}}
 
 
-def _rows(path: Path) -> list[Any] | None:
-    """What predict.py wrote, or None: no array, no plain file, or far too large."""
+def written(path: Path) -> str | None:
+    """The text of an output file, or None if it is missing, not a regular file, too large or not UTF-8."""
     try:
         found = os.lstat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_ROWS_BYTES:
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_OUTPUT_BYTES:
             return None
-        rows = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
         return None
-    return rows if isinstance(rows, list) else None
+
+
+def main() -> None:
+    """Raises SystemExit outside a sandbox, where killing all processes would kill the user's."""
+    if os.getpid() != 1 or Path(__file__).parent != GIVEN:
+        sys.exit("this is started by export.sandbox, inside bubblewrap, and by nothing else")
+    # From here on no child can read, trace or write to this process. Nor can one kill it, for it is process 1.
+    ctypes.CDLL(None).prctl(_SET_DUMPABLE, 0, 0, 0, 0)
+    answers = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    resource.setrlimit(resource.RLIMIT_DATA, (_OWN_MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    for name in ("home", "tmp"):
+        (DISK / name).mkdir()
+    watch = Watch()
+    does = {"fetch": fetch, "prepare": lambda request: prepare(request, watch), "label": label}
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = does[request["do"]](request)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:  # shutil.Error too, which lists what was not copied
+            answer = {"steps": {}, "problem": str(error)[-_TAIL:]}
+        watch.used()
+        answer["disk_peak_bytes"], answer["disk_full"] = watch.peak, watch.peak >= watch.size - _FULL
+        answer["held_too_much"] = watch.held_too_much
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.load(sys.stdin))))
+    main()

@@ -1,17 +1,22 @@
 """A stranger's archive, unpacked without trusting it: nothing outside the folder, no links, no devices, no bombs."""
 
+import errno
 import gzip
+import hashlib
 import shutil
 import tarfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from export.errors import ExportError
 
 MAX_BYTES = 2**28
-_MAX_FILES = 10_000
+MAX_FILES = 10_000
 _BLOCK = 512
 _MAX_HEADERS_BYTES = 2**24
+_MAX_NAME = 200
 _MAX_READ = 2**16
 """tarfile reads a name or attributes that need more than a block whole; no file of a bundle has such long ones."""
 
@@ -34,46 +39,88 @@ class _Bounded(gzip.GzipFile):
         return super().read(size)
 
 
-def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> Path:
-    """Into `folder`; the one top folder of the archive. Raises BadArchive.
+def write_tar(folder: Path, names: Sequence[str], stream: Any) -> None:
+    """Write files of a folder as a tar: the same bytes for the same files. No times, owners or modes; USTAR headers.
+    stream: a binary file to write to."""
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in sorted(names):
+            member = tarfile.TarInfo(f"{folder.name}/{name}")
+            member.size, member.mode = (folder / name).stat().st_size, 0o644
+            with (folder / name).open("rb") as content:
+                archive.addfile(member, content)
 
-    Absolute paths, `..`, links and devices are refused, by Python's own data filter too where it has one (from 3.11.4);
-    sizes are added up from the headers before any byte is written; headers are bounded too.
+
+def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> Path:
+    """Unpack into `folder`; returns the one top folder of the archive. Raises BadArchive.
+
+    Only regular files are accepted, in the top folder or one below it. Sizes are added up before any byte is written,
+    and headers are bounded. Finally the files are packed again and compared with the archive, byte for byte: tar has so
+    many dialects that another program might otherwise unpack something else.
     """
     try:
-        with _Bounded(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as packed:
-            total = 0
-            for count, member in enumerate(packed):
-                total += member.size
-                if total > max_bytes or count >= _MAX_FILES:
-                    raise BadArchive(
-                        f"{archive}: unpacks to more than {max_bytes / 1e6:.0f} MB, or {_MAX_FILES} files; a bundle is "
-                        "far smaller"
-                    )
-                if not (member.isfile() or member.isdir()):
-                    raise BadArchive(f"{archive}: holds {member.name!r}, which is neither a file nor a folder")
-                _put(packed, member, folder)
+        with _Bounded(archive) as stream:
+            names = _extract(archive, stream, folder, max_bytes)
+            tops = list(folder.iterdir())
+            if len(tops) != 1 or not tops[0].is_dir():
+                raise BadArchive(f"{archive}: expected one folder in it, found {len(tops)} entries at the top")
+            again = _Digest()
+            write_tar(tops[0], names, again)
+            stream.seek(0)
+            found, size = hashlib.sha256(), 0
+            while part := stream.read(_MAX_READ):  # to the end, where gzip checks length and checksum
+                found.update(part)
+                size += len(part)
+                if size > again.size:
+                    break
+            if found.digest() != again.found.digest():
+                raise BadArchive(
+                    f"{archive}: it is not packed as edgebuild packs a bundle; unpack it yourself and give the folder"
+                )
     except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, OverflowError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # not the archive's fault
         raise BadArchive(f"{archive}: damaged, or no .tar.gz ({error}); get it again, compare its sha256") from error
-    tops = list(folder.iterdir())
-    if len(tops) != 1 or not tops[0].is_dir():
-        raise BadArchive(f"{archive}: expected one folder in it, found {len(tops)} entries at the top")
     return tops[0]
 
 
-def _put(packed: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """Content only: owners, modes and times of a stranger's are not taken over."""
-    name = PurePosixPath(member.name)
-    if name.is_absolute() or ".." in name.parts:
-        raise BadArchive(f"{member.name!r} in the archive reaches outside of its folder")
-    if hasattr(tarfile, "data_filter"):
-        tarfile.data_filter(member, str(folder))
-    target = folder / name
-    if member.isdir():
-        target.mkdir(parents=True, exist_ok=True)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    content = packed.extractfile(member)
-    assert content is not None  # it is a file
-    with content, target.open("xb") as file:
-        shutil.copyfileobj(content, file, _MAX_READ // 2)
+class _Digest:
+    """A file to write to, of which only the sha256 and the size are kept."""
+
+    def __init__(self) -> None:
+        self.found, self.size = hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self.found.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.size
+
+
+def _extract(archive: Path, stream: gzip.GzipFile, folder: Path, max_bytes: int) -> list[str]:
+    """Names of the files below the archive's top folder."""
+    total, names = 0, []
+    with tarfile.open(fileobj=stream, mode="r:") as packed:
+        for count, member in enumerate(packed):
+            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse() or member.size < 0:
+                raise BadArchive(f"{archive}: holds {member.name[:_MAX_NAME]!r}, which is not a regular file")
+            total += member.size
+            if total > max_bytes or count >= MAX_FILES:
+                raise BadArchive(
+                    f"{archive}: unpacks to more than {max_bytes / 1e6:.0f} MB, or {MAX_FILES} files; a bundle is far "
+                    "smaller"
+                )
+            parts = PurePosixPath(member.name).parts
+            if len(member.name) > _MAX_NAME or not 2 <= len(parts) <= 3 or member.name != "/".join(parts):
+                raise BadArchive(f"{archive}: holds {member.name[:_MAX_NAME]!r}; a bundle has no such place")
+            if ".." in parts or parts[0] == "/":
+                raise BadArchive(f"{member.name!r} in the archive reaches outside of its folder")
+            target = folder.joinpath(*parts)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            content = packed.extractfile(member)
+            assert content is not None  # it is a file
+            with content, target.open("xb") as file:
+                shutil.copyfileobj(content, file, _MAX_READ // 2)
+            names.append("/".join(parts[1:]))
+    return names

@@ -9,6 +9,15 @@ reported) or --check failed, 2 no image found or wrong use. `python predict.py -
 the manifest, and what the golden samples give with what was recorded.
 """
 
+import sys
+
+if __name__ == "__main__":
+    import os  # which Python has loaded already
+
+    # No file in this folder is ever imported by its name.
+    _here = os.path.realpath(__file__).rpartition(os.sep)[0]
+    sys.path[:] = [p for p in sys.path if os.path.realpath(p or os.curdir) != _here]
+
 import argparse
 import collections
 import contextlib
@@ -16,14 +25,25 @@ import csv
 import hashlib
 import json
 import signal
-import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
-from preprocess import ImageError, Preprocess, find_images
 
 HERE = Path(__file__).resolve().parent
+
+
+def from_source(name):
+    """Load a module of this folder from its source, ignoring compiled code beside it."""
+    module = sys.modules[name] = types.ModuleType(name)
+    path = HERE / f"{name}.py"
+    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    return module
+
+
+preprocess = from_source("preprocess")
+ImageError, Preprocess, find_images = preprocess.ImageError, preprocess.Preprocess, preprocess.find_images
 NAMES = "surrogateescape"  # file names are bytes, which may not be UTF-8
 
 
@@ -109,7 +129,11 @@ def write_output(out, rows, evidence, images):
 
 
 def check(manifest):
-    """Hashes of the files; logits and labels of the golden samples, from their files."""
+    """Check the files' hashes, that there are no other files, and the logits and labels of the golden samples."""
+    present = {p.relative_to(HERE).as_posix() for p in HERE.rglob("*") if p.is_symlink() or not p.is_dir()}
+    others = sorted(present - {"manifest.json", *manifest["files"]})
+    if others:
+        sys.exit(f"{', '.join(others[:5])}: not in the manifest; move it out of this folder")
     for name, digest in manifest["files"].items():
         if not (HERE / name).is_file() or hashlib.sha256((HERE / name).read_bytes()).hexdigest() != digest:
             sys.exit(f"{name}: differs from the manifest")

@@ -8,7 +8,7 @@ from export.all_in import PARTS, PROCESSES, measure_all_in
 from export.artifact import Artifact
 from export.bundle import read_bundle, write_bundle
 from export.errors import ExportError
-from export.lock import Lock
+from export.lock import Lock, Pin
 from export.preprocess import ImageError, Preprocess
 from latency.machine import LocalMachine
 
@@ -77,7 +77,7 @@ def test_images_are_taken_evenly_and_not_from_the_first_class_alone(exported, jp
 def test_a_bundle_tells_what_a_timing_needs(exported, evidence_of, tmp_path):
     folder = tmp_path / "bundle"
     artifact = Artifact(exported.folder / "model.xml", "openvino", "f32")
-    lock = Lock("numpy==2.0\n", (("numpy", "2.0"),))
+    lock = Lock((Pin("numpy", "2.0"),))
     write_bundle(folder, artifact, exported.card, 1, lock, evidence_of(artifact, exported.card))
     bundle = read_bundle(folder)
     assert (bundle.artifact.path, bundle.artifact.runtime, bundle.threads) == (folder / "model.xml", "openvino", 1)

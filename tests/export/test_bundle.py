@@ -17,13 +17,12 @@ from export import preprocess
 from export.artifact import Artifact
 from export.bundle import files_of, read_bundle, write_bundle
 from export.errors import ExportError
-from export.lock import Lock, lock, requirements
+from export.lock import Lock, Pin, lock, requirements
 from export.parity import logits_of
 from export.preprocess import Preprocess
 
 RUNTIMES = {"onnxruntime": ("model.onnx", "f32"), "openvino": ("model.xml", "f32")}
-PINS = (("numpy", "2.0"), ("pillow", "11.0"))
-LOCK = Lock("numpy==2.0\npillow==11.0\n", PINS)
+LOCK = Lock((Pin("numpy", "2.0"), Pin("pillow", "11.0")))
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
@@ -109,6 +108,31 @@ def test_check_finds_what_was_tampered_with(bundle, tmp_path):
     assert "labels.txt: differs from the manifest" in done.stderr
 
 
+PLANTED = "import sys\nprint('PLANTED')\n"
+
+
+@pytest.mark.parametrize("name", ["csv.py", "numpy.py", "csv/__init__.py", "__pycache__/preprocess.pyc"])
+@pytest.mark.parametrize("path", [None, ":"])
+def test_nothing_in_the_folder_is_imported_by_its_name(bundle, tmp_path, name, path):
+    folder = shutil.copytree(bundle[0], tmp_path / "b")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(PLANTED)
+    env = {"PATH": ""} | ({} if path is None else {"PYTHONPATH": path})
+    command = [sys.executable, "predict.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env)
+    assert "PLANTED" not in done.stdout + done.stderr
+    assert done.returncode == 1
+    assert f"{name}: not in the manifest; move it out of this folder" in done.stderr
+
+
+def test_a_link_in_the_folder_fails_the_check(bundle, tmp_path):
+    folder = shutil.copytree(bundle[0], tmp_path / "b")
+    (folder / "csv").symlink_to(tmp_path, target_is_directory=True)
+    done = predict(folder, "--check")
+    assert done.returncode == 1
+    assert "csv: not in the manifest" in done.stderr
+
+
 def test_requirements_are_the_runtime_and_no_torch():
     pins = dict(requirements("onnxruntime"))
     names = set(pins)
@@ -190,7 +214,7 @@ def test_the_model_card_and_the_bill_of_materials(bundle):
     assert artifact.subject(1).sha256 in card
     bom = json.loads((folder / "sbom.cdx.json").read_text())
     assert (bom["bomFormat"], bom["specVersion"]) == ("CycloneDX", "1.6")
-    assert {c["purl"] for c in bom["components"]} == {f"pkg:pypi/{n}@{v}" for n, v in PINS}
+    assert {c["purl"] for c in bom["components"]} == {f"pkg:pypi/{p.name}@{p.version}" for p in LOCK.pins}
     assert bom["metadata"]["component"]["type"] == "machine-learning-model"
     assert bom["metadata"]["component"]["hashes"][0]["content"] == artifact.subject(1).sha256
 
@@ -207,7 +231,7 @@ def test_a_bundle_of_a_newer_format_is_refused(bundle, tmp_path):
     folder = shutil.copytree(bundle[0], tmp_path / "b")
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
-    with pytest.raises(ExportError, match="a bundle of format 99; this version reads 1 to 2"):
+    with pytest.raises(ExportError, match="a bundle of format 99; this version reads 1 to 3"):
         read_bundle(folder)
 
 

@@ -12,15 +12,19 @@ from export.openvino_export import read_onnx
 from export.parity import logits_of
 from export.preprocess import Preprocess
 from export.qat import save_quantized, with_quantizers
+from latency.host import INT8_DOT, this_host
 from models.build import build
 from models.spec import ModelSpec
 from pipeline.training.losses import distillation
+
+SATURATES = not this_host().has_any(INT8_DOT)
+"""What the files are made for here: a CPU without 8-bit dot products would answer otherwise than the network."""
 
 
 @pytest.fixture
 def quantized(exported):
     torch.manual_seed(0)
-    return with_quantizers(exported.model, exported.images[:8], exported.card)
+    return with_quantizers(exported.model, exported.images[:8], exported.card, SATURATES)
 
 
 def inputs(exported) -> torch.Tensor:
@@ -47,7 +51,7 @@ def test_padding_that_hangs_on_the_image_moves_no_quantizer(tmp_path):
     for _ in range(20):
         model(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1)
     card = ModelCard(tuple("abcdef"), 64, Preprocess(64), (127.5,) * 3, (127.5,) * 3, spec.hash)
-    quantized = with_quantizers(model, images[:8], card)
+    quantized = with_quantizers(model, images[:8], card, SATURATES)
     save_quantized(quantized, card, images, tmp_path / "model.xml")
     with torch.no_grad():
         whole = deployable(model, card)(torch.from_numpy(images)).numpy()

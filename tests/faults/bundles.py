@@ -3,6 +3,7 @@
 A fault that a hash would find is found by it; the others are sealed again, as a wrong tool would have packed them.
 """
 
+import contextlib
 import json
 
 import pytest
@@ -11,6 +12,10 @@ from export import sandbox
 from export.artifact import sha256
 from export.bundle import files_of
 from export.checks import Limits
+from export.documents import CARD, SBOM, model_card, sbom
+from export.errors import ExportError
+from export.lock import parse_pins
+from export.manifest import parse_manifest
 from export.preflight import preflight
 from latency.records import file_hash
 
@@ -25,12 +30,18 @@ def edit(folder, change):
 
 
 def seal(folder):
-    """Write the hashes anew, as whoever packed it like this would have."""
+    """Write the hashes and the documents anew, as whoever packed it like this would have."""
 
     def change(manifest):
-        manifest["files"] = {name: sha256(folder / name) for name in files_of(folder)}
         if (folder / "model.onnx").exists():
-            manifest["model"]["sha256"] = file_hash(folder / "model.onnx")
+            digest = file_hash(folder / "model.onnx")
+            manifest["model"]["sha256"] = manifest["evidence"]["latency"]["subject"]["sha256"] = digest
+        with contextlib.suppress(ExportError):  # what is no manifest, or no lock, has no documents
+            checked = parse_manifest(json.dumps(manifest))
+            (folder / CARD).write_text(model_card(checked))
+            pins = parse_pins((folder / "requirements.txt").read_bytes())
+            (folder / SBOM).write_text(sbom(checked.model.path, checked.model.sha256, pins, checked.model.precision))
+        manifest["files"] = {name: sha256(folder / name) for name in files_of(folder)}
 
     edit(folder, change)
 

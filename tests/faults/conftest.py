@@ -28,9 +28,11 @@ def wheels(locks, tmp_path_factory):
     """The packages of both locks, downloaded once."""
     folder = tmp_path_factory.mktemp("wheels")
     for runtime, found in locks.items():
-        path = folder / f"{runtime}.txt"
-        path.write_text(found.text)
-        assert sandbox.fetch(path, folder, None) is None
+        (folder / runtime).mkdir()
+        answer = sandbox.fetch(found.pins, folder / runtime, None)
+        assert answer.requires, answer
+        for wheel in (folder / runtime / "wheels").iterdir():
+            wheel.replace(folder / wheel.name)
     return folder
 
 

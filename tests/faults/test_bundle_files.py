@@ -2,15 +2,24 @@
 
 import gzip
 import io
+import json
 import tarfile
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from export import sandbox
+from export import rehearsal, sandbox
+from export.artifact import sha256
+from export.bundle import read_bundle
 from export.checks import Limits
+from export.errors import ExportError
+from export.lock import parse_pins, render_pins
+from export.parity import quality
 from export.preflight import preflight
-from tests.faults.bundles import cause, edit, flip_byte, refused, seal
+from export.unpack import write_tar
+from tests.faults.bundles import cause, edit, flip_byte, refused, replace_text, seal
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "labels.txt", "predict.py", "preprocess.py", "golden/alpha.png"])
@@ -29,6 +38,67 @@ def test_an_additional_file(bundle):
     refused(bundle, "hashes", "numpy.py: not in the manifest")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "__pycache__/preprocess.cpython-311.pyc",
+        "preprocess.pyc",
+        "preprocess.cpython-311-x86_64-linux-gnu.so",
+        "usercustomize.py",
+        "model.bin",
+        ".hidden",
+    ],
+)
+def test_code_that_rides_along(bundle, tmp_path, name):
+    """In a folder and in an archive; and where the manifest names it too."""
+    path = bundle / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"x")
+    place = name.split("/")[0] if name.startswith("__") else name
+    if name.count("/") < 2:
+        archive = packed_folder(bundle, tmp_path / "bundle.tar.gz")
+        refused(archive, "hashes", f"{name}: not in the manifest")
+    assert place.split("/")[-1] in cause(preflight(bundle, Limits())).told
+    seal(bundle)
+    assert cause(preflight(bundle, Limits())).name in ("manifest", "hashes")
+
+
+def test_an_additional_wheel_that_the_manifest_names(bundle):
+    (bundle / "numpy-9.9-py3-none-any.whl").write_bytes(b"x")
+    seal(bundle)
+    refused(bundle, "manifest", "numpy-9.9-py3-none-any.whl: no bundle of ours holds such a file")
+
+
+def test_an_empty_folder(bundle, tmp_path):
+    (bundle / "numpy").mkdir()
+    refused(bundle, "hashes", "numpy: not in the manifest")
+
+
+def packed_folder(folder, path):
+    with gzip.open(path, "wb") as stream:
+        write_tar(folder, [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()], stream)
+    return path
+
+
+CUTS = {
+    "by 40 bytes": lambda data: data[:-40],
+    "by its length": lambda data: data[:-4],
+    "by its checksum": lambda data: data[:-8],
+    "by one byte": lambda data: data[:-1],
+    "a wrong checksum": lambda data: data[:-8] + bytes(4) + data[-4:],
+    "a wrong length": lambda data: data[:-4] + b"\1\2\3\4",
+    "more behind it": lambda data: data + b"more",
+    "another archive behind it": lambda data: data + data,
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_an_archive_that_does_not_end_as_it_should(good, tmp_path, cut):
+    path = tmp_path / "bundle.tar.gz"
+    path.write_bytes(CUTS[cut](good.read_bytes()))
+    refused(path, "archive", str(path))
+
+
 def test_a_truncated_archive(good, tmp_path):
     path = tmp_path / "bundle.tar.gz"
     path.write_bytes(good.read_bytes()[:-5000])
@@ -44,30 +114,88 @@ def test_no_archive(tmp_path):
 def packed(path, *members, top=True):
     with tarfile.open(path, "w:gz") as archive:
         if top:
-            folder = tarfile.TarInfo("bundle")
-            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
-            archive.addfile(folder)
+            archive.addfile(tarfile.TarInfo("bundle/first"))
         for member, data in members:
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     return path
 
 
-@pytest.mark.parametrize("name", ["bundle/../../escaped", "/tmp/edgebuild-escaped"])
+@pytest.mark.parametrize("name", ["bundle/../../escaped", "/tmp/edgebuild-escaped", "bundle/../x", "./bundle/x", "x"])
 def test_a_path_that_leaves_the_folder(tmp_path, name):
-    path = packed(tmp_path / "evil.tar.gz", (tarfile.TarInfo(name), b"x"))
-    found = preflight(path, Limits())
-    assert found.verdict == "fail"
+    path = packed(tmp_path / "evil.tar.gz", (tarfile.TarInfo(name), b"x"), top=False)
+    refused(path, "archive", name.split("/")[-1])
     assert not (tmp_path.parent / "escaped").exists()
     assert not Path("/tmp/edgebuild-escaped").exists()
-    assert cause(found).name in ("archive", "manifest")
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
-def test_a_link_or_a_device_in_the_archive(tmp_path, kind):
+KINDS = [
+    *(tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE, tarfile.CONTTYPE),
+    tarfile.GNUTYPE_SPARSE,
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_a_regular_file_in_the_archive(tmp_path, kind):
     member = tarfile.TarInfo("bundle/model.onnx")
     member.type, member.linkname = kind, "/etc/passwd"
-    refused(packed(tmp_path / "evil.tar.gz", (member, b"")), "archive", "neither a file nor a folder")
+    refused(packed(tmp_path / "evil.tar.gz", (member, b"")), "archive", "which is not a regular file")
+
+
+def test_a_negative_size_does_not_lower_the_sum(tmp_path):
+    path = tmp_path / "evil.tar.gz"
+    with gzip.open(path, "wb", compresslevel=1) as archive:
+        archive.write(header(tarfile.REGTYPE, -(2**40)))
+        archive.write(header(tarfile.REGTYPE, 2**30, "bundle/y"))
+        archive.write(bytes(2**20))
+    refused(path, "archive", "not a regular file")
+
+
+def test_folders_without_end(tmp_path):
+    with tarfile.open(tmp_path / "deep.tar.gz", "w:gz") as archive:
+        for depth in range(100, 2000, 100):
+            archive.addfile(tarfile.TarInfo("bundle/" + "a/" * depth + "x"))
+    refused(tmp_path / "deep.tar.gz", "archive", "a bundle has no such place")
+
+
+def _other_mode(member):
+    member.mode = 0o755
+    return member
+
+
+def _other_owner(member):
+    member.uname = "root"
+    return member
+
+
+@pytest.mark.parametrize("change", [_other_mode, _other_owner])
+def test_an_archive_that_was_packed_by_another_program(bundle, tmp_path, change):
+    """Its files may be the same to us, and others to tar."""
+    path = tmp_path / "bundle.tar.gz"
+    with tarfile.open(path, "w:gz", format=tarfile.USTAR_FORMAT) as archive:
+        for file in sorted(p for p in bundle.rglob("*") if p.is_file()):
+            archive.add(file, f"bundle/{file.relative_to(bundle)}", filter=change)
+    refused(path, "archive", "it is not packed as edgebuild packs a bundle; unpack it yourself and give the folder")
+
+
+def test_a_sparse_file_that_tar_would_read_otherwise(good, tmp_path):
+    """Two entries of its map overlap: one program takes the first, another the last."""
+    data = bytearray(gzip.decompress(good.read_bytes()))
+    at = data.index(b"bundle/predict.py\0")
+    data[at + 156 : at + 157] = tarfile.GNUTYPE_SPARSE
+    data[at + 148 : at + 156] = b"%06o\0 " % (sum(data[at : at + 148]) + 8 * 32 + sum(data[at + 156 : at + 512]))
+    path = tmp_path / "bundle.tar.gz"
+    path.write_bytes(gzip.compress(bytes(data)))
+    refused(path, "archive", "not a regular file")
+
+
+def test_bytes_that_hide_in_the_padding(good, tmp_path):
+    data = bytearray(gzip.decompress(good.read_bytes()))
+    at = data.index(b"bundle/labels.txt\0") + 512
+    data[at + 100] = 1
+    path = tmp_path / "bundle.tar.gz"
+    path.write_bytes(gzip.compress(bytes(data)))
+    refused(path, "archive", "it is not packed as edgebuild packs a bundle")
 
 
 def test_an_archive_that_unpacks_to_too_much(tmp_path):
@@ -124,7 +252,7 @@ def test_a_cpu_that_lacks_what_is_relied_on(bundle):
 
 def test_a_newer_manifest(bundle):
     edit(bundle, lambda m: m.update(format=99))
-    refused(bundle, "manifest", "format: Input should be 2, got '99'")
+    refused(bundle, "manifest", "format: Input should be 3, got '99'; pack it again with this version of edgebuild")
 
 
 def test_a_manifest_that_names_a_model_elsewhere(bundle):
@@ -146,7 +274,12 @@ WRONG = {
     ),
     "no golden samples": lambda m: m["golden"].update(samples={}),
     "a golden sample that is none": lambda m: m["golden"]["samples"].pop("golden/alpha.png"),
-    "a slice of numbers": lambda m: m.update(slice={"0" * 64: [1, 2]}),
+    "recorded labels that are numbers": lambda m: m.update(recorded=[["0" * 64, 1, 2]]),
+    "no recorded labels": lambda m: m.update(recorded=[]),
+    "a class name of two lines": lambda m: m.update(classes=["a\nb", *m["classes"][1:]]),
+    "a latency that is no number": lambda m: m["evidence"]["latency"].update(p90_ms="fast"),
+    "an F1 over 1": lambda m: m["evidence"]["quality"].update(f1_macro=1.5),
+    "a verdict that is no pass": lambda m: m["evidence"].update(verdict="fail"),
     "no evidence": lambda m: m.pop("evidence"),
     "a list": lambda m: m.update(files=[]),
     "another runtime": lambda m: m["model"].update(runtime="os; import evil"),
@@ -160,16 +293,67 @@ def test_a_manifest_that_is_not_whole(bundle, change):
     refused(bundle, "manifest")
 
 
-@pytest.mark.parametrize(
-    "line",
-    ["--extra-index-url http://127.0.0.1:9/", "--no-binary :all:", "-e .", "evil @ file:///evil.whl", "-r /etc/x"],
-)
-def test_a_lock_with_options_never_reaches_pip(bundle, line, monkeypatch):
+H = "0" * 64
+LOCKS = {
+    "an index": b"--extra-index-url http://127.0.0.1:9/\n",
+    "source packages": b"--no-binary :all:\n",
+    "a project": b"-e .\n",
+    "a URL": b"evil @ file:///evil.whl\n",
+    "another file": b"-r /etc/x\n",
+    "a comment that hides an option": b"# x \\\n--no-binary=evil\n",
+    "a comment that hides a folder": b"# \\\n--find-links=.\n",
+    "a comment": b"# numpy\n",
+    "an option behind a pin": b"evil==1.0 --config-settings=x=y\n",
+    "an option in place of a hash": b"evil==1.0 \\\n    --no-binary=evil\n",
+    "a marker": b"evil==1.0 ; python_version > '3'\n",
+    "an extra": b"evil[x]==1.0\n",
+    "any version": b"evil==*\n",
+    "a variable": b"evil==${HOME}\n",
+    "a form feed": b"evil==1.0\x0c--find-links=.\n",
+    "a line separator": "evil==1.0\u2028--find-links=.\n".encode(),
+    "a next line": b"evil==1.0\xc2\x85--find-links=.\n",
+    "a carriage return": b"evil==1.0\r--find-links=.\n",
+    "a byte order mark": b"\xef\xbb\xbfevil==1.0\n",
+    "UTF-16": "evil==1.0\n".encode("utf-16"),
+    "a line that goes on": b"evil==1.0 \\\n",
+    "an empty line": b"\n",
+    "a tab": b"evil==1.0\t\n",
+    "another spelling": b"Torch==1.0\n",
+    "a name that is not normalised": b"evil_x==1.0\n",
+    "a name twice": b"evil==1.0\nevil==2.0\n",
+    "another kind of hash": b"evil==1.0 \\\n    --hash=md5:" + b"0" * 32 + b"\n",
+    "a hash of capitals": b"evil==1.0 \\\n    --hash=sha256:" + b"A" * 64 + b"\n",
+    "a hash of nothing": b"    --hash=sha256:" + H.encode() + b"\n",
+}
+
+
+@pytest.mark.parametrize("what", LOCKS)
+def test_a_lock_of_more_than_pins_never_reaches_pip(bundle, what, monkeypatch):
     monkeypatch.setattr(sandbox, "fetch", lambda *_: pytest.fail("pip was run"))
     path = bundle / "requirements.txt"
-    path.write_text(f"{line}\n{path.read_text()}")
+    path.write_bytes(LOCKS[what] + path.read_bytes())
     seal(bundle)
-    refused(bundle, "lock", "requirements.txt holds more than versions and hashes", line)
+    refused(bundle, "lock", "requirements.txt")
+
+
+def test_a_lock_whose_last_line_has_no_end(bundle):
+    path = bundle / "requirements.txt"
+    path.write_bytes(path.read_bytes()[:-1])
+    seal(bundle)
+    refused(bundle, "lock", "a line does not continue or end as it should")
+
+
+def test_what_pip_is_given_is_written_here_from_the_pins(locks):
+    for lock in locks.values():
+        assert render_pins(parse_pins(lock.text.encode())) == lock.text
+        assert all(pin.hashes for pin in lock.pins)
+
+
+def test_a_lock_that_names_torch(bundle):
+    path = bundle / "requirements.txt"
+    path.write_text(f"{path.read_text()}torch==2.13.0 \\\n    --hash=sha256:{H}\n")
+    seal(bundle)
+    refused(bundle, "lock", "requirements.txt names torch")
 
 
 def test_a_lock_without_hashes_cannot_be_told(bundle):
@@ -186,3 +370,163 @@ def test_without_a_sandbox_nothing_is_run_and_nothing_pretended(bundle, monkeypa
     assert found.verdict == "inconclusive"
     assert "bubblewrap is not installed" in found.reasons[0]
     assert "nothing of the bundle was run" in found.reasons[0]
+
+
+def _swap_recorded(manifest):
+    """As many right ones as before, and the same F1, but other images."""
+    rows = manifest["recorded"]
+    for row in rows:
+        row[2] = row[1]
+
+
+CLAIMS = {
+    "a better F1": (lambda m: m["evidence"]["quality"].update(f1_macro=0.99), "quality.f1_macro is claimed as 0.9900"),
+    "a better accuracy": (lambda m: m["evidence"]["quality"].update(accuracy=1.0), "quality.accuracy"),
+    "a better class": (lambda m: m["evidence"]["quality"]["f1_per_class"].update(a=1.0), "quality.f1_per_class.a"),
+    "a narrower interval": (
+        lambda m: m["evidence"]["quality"].update(f1_low=m["evidence"]["quality"]["f1_macro"]),
+        "quality.f1_low",
+    ),
+    "other recorded labels": (_swap_recorded, "quality.f1_macro"),
+    "a label of no class": (lambda m: m["recorded"][0].__setitem__(2, "z"), "'z' is no class of this model"),
+    "a split that chose nothing": (lambda m: m["evidence"]["quality"].update(split="val"), "selected_on is False"),
+    "more threads": (lambda m: m["model"].update(threads=4), "threads 1 was timed, 4 is packed"),
+    "another precision": (lambda m: m["model"].update(precision="int8"), "precision f32 was timed, int8 is packed"),
+    "another file's latency": (
+        lambda m: m["evidence"]["latency"]["subject"].update(sha256="0" * 64),
+        "sha256 000000000000",
+    ),
+    "a pass over the limit": (lambda m: m["evidence"]["latency"].update(p90_upper_ms=2.0), "over the limit"),
+    "a tolerance of its own": (lambda m: m["golden"].update(tolerance=1.0), "golden.tolerance is 1"),
+    "two predictions of one image": (
+        lambda m: m["recorded"].insert(0, [m["recorded"][0][0], "a", "a" if m["recorded"][0][2] != "a" else "b"]),
+        "has two different predictions",
+    ),
+    "a p90 under its p50": (lambda m: m["evidence"]["latency"].update(p50_ms=0.65), "not in this order"),
+    "a class twice": (lambda m: m["classes"].__setitem__(1, "a"), "named twice"),
+}
+
+
+@pytest.mark.parametrize("what", CLAIMS)
+def test_a_claim_that_the_manifest_itself_contradicts(bundle, what):
+    change, told = CLAIMS[what]
+    digest = json.loads((bundle / "manifest.json").read_text())["evidence"]["latency"]["subject"]["sha256"]
+    edit(bundle, change)
+    if what == "a class twice":
+        (bundle / "labels.txt").write_text("a\na\nc\nd\ne\nf\n")
+    seal(bundle)
+    if what == "another file's latency":  # sealing would make it right
+        edit(bundle, change)
+    else:
+        assert digest == json.loads((bundle / "manifest.json").read_text())["model"]["sha256"]
+    refused(bundle, "claims", told)
+
+
+def test_a_drift_that_would_excuse_anything(bundle):
+    def change(manifest):
+        manifest["evidence"]["portability"].update(max_diff=1e3)
+        manifest["golden"]["tolerance"] = 2e3
+        for sample in manifest["golden"]["samples"].values():
+            sample["near_tie"] = True
+
+    edit(bundle, change)
+    seal(bundle)
+    found = preflight(bundle, Limits())
+    assert found.verdict == "inconclusive"
+    assert "so the samples show little" in found.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("MODEL_CARD.md", "Macro F1 0.", "Macro F1 1."),
+        ("MODEL_CARD.md", "threads: 1", "threads: 4"),
+        ("sbom.cdx.json", "numpy", "scipy"),
+        ("sbom.cdx.json", '"name": "model.onnx"', '"name": "other.onnx"'),
+    ],
+)
+def test_a_document_that_says_something_else(bundle, file, old, new):
+    replace_text(bundle / file, old, new)
+    edit(bundle, lambda m: m["files"].update({file: sha256(bundle / file)}))
+    refused(bundle, "documents", file)
+
+
+def test_a_bundle_of_another_version_cannot_be_verified(bundle):
+    edit(bundle, lambda m: m.update(edgebuild="9.9"))
+    seal(bundle)
+    found = preflight(bundle, Limits())
+    assert found.verdict == "inconclusive"
+    assert "packed by edgebuild 9.9" in found.reasons[0]
+
+
+@pytest.mark.parametrize("content", [b"[" * 60_000, b"{", b"", b"null", b"\xff", b'{"format": 3, "format": 3}'])
+def test_a_manifest_that_is_no_json_of_ours(bundle, content):
+    (bundle / "manifest.json").write_bytes(content)
+    refused(bundle, "manifest")
+    done = read_bundle_error(bundle)
+    assert "manifest.json" in done
+
+
+def read_bundle_error(folder):
+    with pytest.raises(ExportError) as caught:
+        read_bundle(folder)
+    return str(caught.value)
+
+
+def test_one_image_over_and_over_shows_little(bundle):
+    def change(manifest):
+        manifest["recorded"] += [manifest["recorded"][0]] * 300
+        number = {c: i for i, c in enumerate(manifest["classes"])}
+        truth, guesses = (np.array([number[row[i]] for row in manifest["recorded"]]) for i in (1, 2))
+        manifest["evidence"]["quality"] = quality(guesses, truth, manifest["classes"], "test")
+
+    edit(bundle, change)
+    seal(bundle)
+    found = preflight(bundle, Limits())
+    assert found.verdict == "inconclusive"
+    assert "320 recorded rows are of only 20 different images" in found.reasons[0]
+
+
+ODD = {
+    "macs beyond all floats": lambda m: m["evidence"].update(macs=10**400),
+    "a version of many digits": lambda m: m.update(edgebuild="1" * 5000),
+    "a host of several lines": lambda m: m["evidence"]["host"].update(system="Linux\n\n## Verified"),
+    "a file name of several lines": lambda m: m["preprocess"].update(fit="squash\n"),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_values_that_would_break_the_documents(bundle, what):
+    edit(bundle, ODD[what])
+    refused(bundle, "manifest")
+
+
+def test_a_key_of_the_manifest_twice(bundle):
+    path = bundle / "manifest.json"
+    path.write_text(path.read_text().replace("{", '{"format": 3,', 1))
+    refused(bundle, "manifest", "the key 'format' is there twice")
+
+
+def test_a_version_of_thousands_of_digits_in_the_lock(bundle):
+    path = bundle / "requirements.txt"
+    path.write_text(f"evil=={'1' * 5000}\n{path.read_text()}")
+    seal(bundle)
+    refused(bundle, "lock", "requirements.txt, line 1")
+
+
+def test_folders_in_folders(bundle):
+    """Not gone into, however deep."""
+    (bundle / "golden" / "/".join("d" * 35)).mkdir(parents=True)
+    refused(bundle, "hashes", "d: not in the manifest")
+
+
+def test_a_wheel_is_asked_for_its_requirements_by_the_file_that_pip_reads(tmp_path):
+    path = tmp_path / "evil-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("evil-1.0.dist-info/METADATA", "Name: evil\nRequires-Dist: numpy\n")
+        wheel.writestr("pillow-99.egg-info/PKG-INFO", "Name: Pillow\nRequires-Dist: evil\n")
+    assert rehearsal.requires(path) == ["numpy"]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.writestr("evil-1.0.dist-info/METADATA", b" " * 2**23)
+    with pytest.raises(ValueError, match="its metadata is larger than"):
+        rehearsal.requires(path)

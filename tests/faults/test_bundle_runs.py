@@ -3,8 +3,13 @@
 import os
 import re
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +18,15 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from export import rehearsal
 from export.artifact import Artifact
 from export.bundle import write_bundle
 from export.checks import Limits
 from export.formats import FORMATS, Source, write_formats
+from export.lock import lock, parse_pins, render_pins
 from export.preflight import preflight
 from export.preprocess import Preprocess
+from latency.lock import timing_lock
 from tests.conftest import ROOT
 from tests.faults.bundles import cause, edit, needs_sandbox, refused, replace_text, seal
 
@@ -74,7 +82,39 @@ def wrong_version(bundle):
 def missing_external_data(bundle):
     model = onnx.load(bundle / "model.onnx")
     onnx.save_model(model, bundle / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
-    (bundle / "weights.bin").rename(bundle / "elsewhere.bin")
+    (bundle / "weights.bin").unlink()
+
+
+def nan_scores(bundle):
+    replace_text(bundle / "predict.py", "float(exponents[best] / exponents.sum())", "float('nan')")
+
+
+def lying_csv(bundle):
+    old, new = 'table.writerow([path, label, f"{score:.6f}"])', 'table.writerow([path, "a", 1])'
+    replace_text(bundle / "predict.py", old, new)
+
+
+def nested_output(bundle):
+    old = '    before = "[\\n"\n'
+    replace_text(bundle / "predict.py", old, f'    out.write("[" * 60_000)\n    return\n{old}')
+
+
+def output_that_is_a_link(bundle):
+    code = (
+        "    import os\n    os.unlink(out.name)\n    os.symlink('/disk/bundle/manifest.json', out.name)\n    return\n"
+    )
+    replace_text(bundle / "predict.py", '    before = "[\\n"\n', code)
+
+
+def a_package_that_nothing_needs(bundle):
+    (pin,) = [p for p in lock("openvino").pins if p.name == "openvino-telemetry"]
+    path = bundle / "requirements.txt"
+    path.write_text(render_pins([*parse_pins(path.read_bytes()), pin]))
+
+
+def a_hash_of_another_wheel(bundle):
+    path = bundle / "requirements.txt"
+    path.write_text(render_pins([replace(p, hashes=("0" * 64,)) for p in parse_pins(path.read_bytes())]))
 
 
 def newer_ir(bundle):
@@ -101,11 +141,17 @@ SPOILED = {
     bgr: ("golden samples", "a logit of"),
     other_filter: ("golden samples", "only the drawn files differ: the preprocessing is another"),
     no_exif: ("golden samples", "turned.jpg", "the preprocessing is another"),
-    swapped_labels: ("labels", "the labels are in another order"),
+    swapped_labels: ("labels", "the recorded label is not that of its largest logit"),
     missing_dependency: ("dependencies", "numpy"),
     unlocked_import: ("dependencies", "the lock leaves out scipy"),
     wrong_version: ("dependencies", "onnxruntime"),
     missing_external_data: ("model",),
+    nan_scores: ("outputs", "--json"),
+    lying_csv: ("outputs", "--csv: its labels are not those of --json"),
+    nested_output: ("outputs", "--json: JSON: "),
+    output_that_is_a_link: ("outputs", "--json"),
+    a_package_that_nothing_needs: ("dependencies", "names openvino-telemetry, which nothing in it needs"),
+    a_hash_of_another_wheel: ("dependencies", "none of the hashes of the lock"),
     newer_ir: ("model", "99"),
     nan_outputs: ("outputs", "not finite"),
     reaches_for_the_network: ("golden", "unreachable"),
@@ -175,7 +221,8 @@ def test_over_the_memory(bundle, wheels):
 
 @pytest.mark.slow
 @needs_sandbox
-def test_over_the_time(bundle, wheels):
+def test_over_the_time(bundle, wheels, monkeypatch):
+    monkeypatch.setattr("export.checks._FEW_S", 8)
     replace_text(bundle / "predict.py", "HERE = ", "import time as _t\n_t.sleep(60)\nHERE = ")
     seal(bundle)
     refused(bundle, "time", "'golden' was ended after", limits=Limits(seconds=2), wheels=wheels)
@@ -187,7 +234,7 @@ def test_a_crash_on_many_images_is_no_answer(bundle, wheels, photos):
     """Exit code 1 is also what predict.py gives where some files cannot be read."""
     replace_text(bundle / "predict.py", "    unread = 0\n", "    unread = 0\n    assert len(images) < 50\n")
     seal(bundle)
-    refused(bundle, "images-0", "code 1", "AssertionError", wheels=wheels, photos=photos.paths)
+    refused(bundle, "images", "code 1", "AssertionError", wheels=wheels, photos=photos.paths)
 
 
 @pytest.mark.slow
@@ -195,19 +242,105 @@ def test_a_crash_on_many_images_is_no_answer(bundle, wheels, photos):
 def test_labels_for_some_images_only_are_no_answer(bundle, wheels, photos):
     replace_text(bundle / "predict.py", "    rows = predict(images,", "    rows = predict(images[:40],")
     seal(bundle)
-    refused(bundle, "images-0", "40 labels for 200 images", wheels=wheels, photos=photos.paths)
+    refused(bundle, "outputs", "40 labels for 200 images", wheels=wheels, photos=photos.paths)
+
+
+@pytest.fixture
+def few_processes(monkeypatch):
+    """For what is not about times: each process of the timing takes seconds."""
+    monkeypatch.setattr("export.preflight.PROCESSES", 2)
+
+
+ATTACK = """
+import os, signal, time
+driver = os.getppid()
+for fd in range(30):
+    try: open(f"/proc/{driver}/fd/{fd}", "w").write('{"steps": {}}\\n' * 9)
+    except OSError: continue
+    raise SystemExit(f"wrote to {fd}")
+for name in ("maps", "environ", "mem"):
+    try: open(f"/proc/{driver}/{name}", "rb").read(1)
+    except OSError: continue
+    raise SystemExit(f"read {name}")
+try: os.kill(driver, signal.SIGKILL); os.kill(driver, signal.SIGTERM); os.kill(driver, signal.SIGSTOP)
+except PermissionError: pass
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        while True: time.sleep(1000)
+    os._exit(0)
+ends = time.time() + 0.3
+while time.time() < ends: os.write(2, b"x" * 65536)
+"""
 
 
 @pytest.mark.slow
 @needs_sandbox
-def test_a_forged_answer_is_no_answer(bundle, wheels):
+def test_what_is_tried_against_the_driver_changes_nothing(bundle, wheels, few_processes):
+    """To write an answer in its place, to read its memory, to end it, to leave a child that keeps the output open, to
+    print without end. None succeeds, so the bundle answers as it should, and passes."""
+    replace_text(bundle / "predict.py", "import argparse", f"{ATTACK}\nimport argparse")
+    seal(bundle)
+    began = time.monotonic()
+    found = preflight(bundle, Limits(), wheels=wheels)
+    assert found.verdict == "pass", found.reasons
+    assert time.monotonic() - began < 120
+
+
+@needs_sandbox
+def test_a_sandbox_ends_with_the_process_that_opened_it():
     code = (
-        "import os, signal\nparent = os.getppid()\n"
-        "open(f'/proc/{parent}/fd/1', 'w').write('[]')\nos.kill(parent, signal.SIGKILL)\n"
+        "import os, signal, sys, tempfile\nfrom pathlib import Path\nfrom export.sandbox import Given, opened\n"
+        "here = Path(tempfile.mkdtemp())\n"
+        "with opened(Given(here, here, here, Path(sys.executable)), 2**20) as box:\n"
+        "    print(box._process.pid, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    until = time.monotonic() + 5
+    while Path(f"/proc/{done.stdout.strip()}").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert done.returncode == -signal.SIGKILL
+    assert not Path(f"/proc/{done.stdout.strip()}").exists()
+
+
+def test_the_driver_refuses_to_run_outside_of_a_sandbox():
+    """There it would end all of the user's processes."""
+    done = subprocess.run([sys.executable, rehearsal.__file__], capture_output=True, text=True, input="")
+    assert done.returncode == 1
+    assert "inside bubblewrap, and by nothing else" in done.stderr
+
+
+@pytest.mark.slow
+@needs_sandbox
+def test_processes_that_together_fill_the_memory_are_ended(bundle, wheels):
+    code = (
+        "import os, time\n"
+        "for _ in range(40):\n"
+        "    if os.fork() == 0:\n"
+        "        hog = [bytearray(b'x') * 2**26 for _ in range(64)]\n"
+        "        time.sleep(60)\n"
+        "time.sleep(60)\n"
     )
     replace_text(bundle / "predict.py", "import argparse", f"{code}import argparse")
     seal(bundle)
-    assert preflight(bundle, Limits(), wheels=wheels).verdict != "pass"
+    refused(bundle, "memory", "its processes held half of this machine's memory", wheels=wheels)
+
+
+@pytest.mark.slow
+@needs_sandbox
+def test_the_timing_lock_is_not_held_while_a_stranger_is_waited_for(bundle, wheels, few_processes):
+    replace_text(bundle / "predict.py", "import argparse", "import time\ntime.sleep(3)\nimport argparse")
+    seal(bundle)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(preflight, bundle, Limits(seconds=1), wheels=wheels)
+        longest = 0.0
+        while not found.done():
+            began = time.monotonic()
+            with timing_lock():
+                longest = max(longest, time.monotonic() - began)
+            time.sleep(0.2)
+    assert found.result().figures["start_s"] > 3, found.result()
+    assert longest < 10  # a timed start takes three seconds, the rehearsal half a minute
 
 
 @pytest.mark.slow
@@ -221,7 +354,7 @@ def test_too_slow_for_so_many_images(good, wheels, photos):
 
 @pytest.mark.slow
 @needs_sandbox
-def test_the_sandbox_holds(bundle, wheels, photos, tmp_path):
+def test_the_sandbox_holds(bundle, wheels, photos, tmp_path, few_processes):
     """predict.py looks around: no network, no files of ours, nothing to write on but its disk, no environment, nothing
     left of the process that an earlier run left behind."""
     probe = """
@@ -235,6 +368,11 @@ def test_the_sandbox_holds(bundle, wheels, photos, tmp_path):
         try: socket.create_connection(("127.0.0.1", int(PORT)), 2); seen.append("network")
         except OSError: pass
         if "SECRET" in os.environ: seen.append("environment")
+        import ctypes, errno
+        libc = ctypes.CDLL(None, use_errno=True)
+        calls = {"keyctl": 250, "add_key": 248, "shmget": 29, "memfd_create": 319, "unshare": 272}
+        for name, number in calls.items() if os.uname().machine == "x86_64" else ():
+            if libc.syscall(number, 0, 0, 0) >= 0 or ctypes.get_errno() != errno.ENOSYS: seen.append(name)
         seen += [p for p in os.environ if p not in ("HOME", "TMPDIR", "PATH", "LANG", "PWD", "LC_CTYPE")]
         if len([p for p in os.listdir("/proc") if p.isdigit()]) > 5: seen.append("processes")
         subprocess.Popen(["/bin/sleep", "1000"])
@@ -265,7 +403,11 @@ GOOD = ("onnx", "ort", "openvino-int8")
 @pytest.mark.slow
 @needs_sandbox
 @pytest.mark.parametrize("name", GOOD)
-def test_a_good_bundle_passes(exported, evidence_of, photos, locks, wheels, tmp_path, name):
+def test_a_good_bundle_passes(exported, evidence_of, photos, locks, wheels, tmp_path, monkeypatch, name):
+    """One of them with all processes of its timing, and so with a verdict on its time."""
+    seconds = 60 if name == GOOD[0] else None
+    if seconds is None:
+        monkeypatch.setattr("export.preflight.PROCESSES", 2)
     source = Source(exported.folder / "model.onnx", exported.card, photos.arrays(exported.card))
     (written,) = write_formats(source, [name], tmp_path)
     assert written.status == "passed", written
@@ -274,12 +416,12 @@ def test_a_good_bundle_passes(exported, evidence_of, photos, locks, wheels, tmp_
     card = replace(exported.card, preprocess=Preprocess(168, fit="pad" if "int8" in name else "squash"))
     folder = tmp_path / "bundle"
     archive = write_bundle(folder, artifact, card, 1, locks[form.runtime], evidence_of(artifact, card))
-    limits = Limits(disk_bytes=600_000_000, memory_bytes=1_000_000_000, seconds=60)
+    limits = Limits(disk_bytes=600_000_000, memory_bytes=1_000_000_000, seconds=seconds)
     found = preflight(archive, limits, photos.paths, count=1000, wheels=wheels)
     assert found.verdict == "pass", found.reasons
     names = [c.name for c in found.checks]
     assert names == [
-        *("archive", "hashes", "cpu", "sandbox", "environment", "golden samples", "F1", "disk", "memory", "start"),
-        "time",
+        *("archive", "hashes", "cpu", "claims", "sandbox", "environment", "golden samples", "F1", "outputs", "disk"),
+        *("memory", "start", "time"),
     ]
     assert found.figures["environment_bytes"] < (330e6 if form.runtime == "openvino" else 220e6)
