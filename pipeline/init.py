@@ -11,7 +11,8 @@ from export.preprocess import DECODERS, ImageError
 from latency.host import INT8_DOT, Host, this_host
 from models.language import first_line
 from pipeline.config import load_config
-from pipeline.data.index import SPLITS, Index, scan
+from pipeline.data.index import Index, scan
+from pipeline.data.tree import SPLITS
 from pipeline.errors import PipelineError
 from pipeline.files import templates, write_text
 from pipeline.stages import Say
@@ -35,6 +36,10 @@ def write_build(
     .safetensors file of NETWORK. Raises PipelineError."""
     if file.exists():
         raise PipelineError(f"{file}: exists already; give another with -o, or remove it")
+    try:
+        str(root).encode()
+    except UnicodeEncodeError as error:
+        raise PipelineError(f"{str(root)!a}: this path is not UTF-8, so no config can name it: rename it") from error
     index, host = scan(root, 0), this_host()
     found = weights if weights != "auto" else ("hub" if hub_answers(say) else "none")
     if found not in ("hub", "none") and not Path(found).is_file():

@@ -4,21 +4,24 @@ import hashlib
 import json
 import os
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from export.preprocess import SUFFIXES, ImageError, Preprocess
+import numpy as np
+
+from export.preprocess import ImageError, Preprocess
 from models.language import canonical_hash
 from pipeline import FORMAT
+from pipeline.data.tree import ALL, SPLITS, look_through
 from pipeline.errors import PipelineError
 
-SPLITS = ("train", "val", "test")
-_ALL = "all"
 _PROBE = Preprocess(32)
+_DARK, _FLAT = 24, 2
+"""Grey levels out of 255. A thumbnail that is never brighter, or never differs by more, shows almost nothing."""
 _HELD_OUT = 0.15
 """Of each class, for each split that is not there."""
 _LEAST_TO_SPLIT = 4
@@ -35,12 +38,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Index:
-    """What was found under `root`. skipped: path -> why it cannot be used."""
+    """What was found under `root`, which in a file of an index is relative to it where the images lie beside it.
+    skipped: path -> why it cannot be used. passed_over: reason -> {"count", "examples"} of what is no image of a class.
+    dark: paths of images that decode nearly black or of one colour."""
 
     root: str
     classes: tuple[str, ...]
     splits: dict[str, tuple[Sample, ...]]
     skipped: dict[str, str]
+    passed_over: dict[str, dict[str, Any]] = field(default_factory=dict)
+    dark: tuple[str, ...] = ()
     format: int = FORMAT
 
     @property
@@ -72,21 +79,24 @@ class Index:
     def load(cls, path: Path) -> "Index":
         values = json.loads(path.read_text(encoding="utf-8"))
         values["classes"] = tuple(values["classes"])
+        values["dark"] = tuple(values.get("dark", ()))
         values["splits"] = {k: tuple(Sample(**s) for s in v) for k, v in values["splits"].items()}
-        return cls(**values)
+        return cls(**values | {"root": str(path.resolve().parent / values["root"])})
 
 
-def list_files(root: Path) -> list[tuple[str, int, int]]:
-    """(relative path, bytes, mtime in ns) of each image file: a cheap sign of whether anything changed."""
-    images = (p for tree in _trees(root).values() for paths in tree.values() for p in paths)
-    return sorted((p.relative_to(root).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in images)
+def list_files(root: Path) -> list[tuple[str, int, int, int]]:
+    """(relative path, bytes, mtime and ctime in ns) of each image file, as a cheap sign of changes. A file that
+    replaced another one has a new ctime, which cannot be set."""
+    stats = ((p.relative_to(root).as_posix(), p.stat()) for p in look_through(root).images())
+    return sorted((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats)
 
 
 def scan(root: Path, seed: int) -> Index:
     """Read every image once; unreadable ones are set aside. Raises PipelineError for a tree of no use."""
     if not root.is_dir():
         raise PipelineError(f"data.root: {root}: no such folder; give one with --set data.root=FOLDER")
-    trees = _trees(root)
+    tree = look_through(root)
+    trees = tree.splits
     if "train" in trees:
         _same_classes(root, trees)
         files = {s: [(p, c) for c, paths in tree.items() for p in paths] for s, tree in trees.items()}
@@ -94,39 +104,53 @@ def scan(root: Path, seed: int) -> Index:
             files |= _split(trees["train"], seed, ("val",))
         classes = tuple(sorted(trees["train"]))
     else:
-        classes = tuple(sorted(trees[_ALL]))
-        files = _split(trees[_ALL], seed, ("val", "test"))
+        classes = tuple(sorted(trees[ALL]))
+        files = _split(trees[ALL], seed, ("val", "test"))
     drawn = set(files) - set(trees)  # splits that are ours
     if not any(files.values()):
-        raise PipelineError(f"{root}: no image found; expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg")
+        found = f"; passed over: {told_passed_over(tree.passed_over)}" if tree.passed_over else ""
+        raise PipelineError(
+            f"{root}: no image found; expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg{found}"
+        )
     if len(classes) < 2:
         raise PipelineError(
             f"{root}: found {len(classes)} class ({', '.join(classes)}); a classifier needs two or more"
         )
-    index = _once(_read_all(root, classes, files), drawn)
+    read = _read_all(root, classes, files)
+    index = _once(read, drawn)
     for split, counts in index.counts().items():
         empty = [c for c, n in counts.items() if n == 0]
-        if empty:
+        if not empty:
+            continue
+        if all(read.counts()[split][c] for c in empty):
             raise PipelineError(
-                f"{root}: {split}: no readable image of class {', '.join(empty)}; add some, or remove "
-                "the class from all splits"
+                f"{root}: {split}: all images of class {', '.join(empty)} stand in another split or class too, byte "
+                f"for byte{_told_contradictions(read)}; remove the copies, or add images of its own"
             )
-    return index
+        raise PipelineError(
+            f"{root}: {split}: no readable image of class {', '.join(empty)}; add some, or remove "
+            "the class from all splits"
+        )
+    return replace(index, passed_over=tree.passed_over)
 
 
-def _trees(root: Path) -> dict[str, dict[str, list[Path]]]:
-    """split -> class -> its images. Without train/, one tree of all, which is to be split."""
-    if not (root / "train").is_dir():
-        return {_ALL: _classes(root)}
-    return {split: _classes(root / split) for split in SPLITS if (root / split).is_dir()}
+def told_passed_over(passed_over: dict[str, dict[str, Any]]) -> str:
+    """In a line."""
+    return "; ".join(f"{v['count']} {reason} ({', '.join(v['examples'])})" for reason, v in passed_over.items())
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
-    return {
-        d.name: sorted(p for p in d.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        for d in sorted(folder.iterdir())
-        if d.is_dir() and not d.name.startswith(".")
-    }
+def contradictions(index: Index) -> list[list[str]]:
+    """Groups of identical files with different labels."""
+    by_bytes: dict[str, list[Sample]] = defaultdict(list)
+    for samples in index.splits.values():
+        for sample in samples:
+            by_bytes[sample.sha256].append(sample)
+    return [sorted(s.path for s in same) for same in by_bytes.values() if len({s.label for s in same}) > 1]
+
+
+def _told_contradictions(index: Index) -> str:
+    found = contradictions(index)
+    return f" ({len(found)} images have several labels, such as {' and '.join(found[0][:2])})" if found else ""
 
 
 def _same_classes(root: Path, trees: dict[str, dict[str, list[Path]]]) -> None:
@@ -135,7 +159,8 @@ def _same_classes(root: Path, trees: dict[str, dict[str, list[Path]]]) -> None:
         if missing or extra:
             what = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(extra)} beside"] * bool(extra)
             raise PipelineError(
-                f"{root}: the classes differ between splits: against train, {split} {' and '.join(what)}"
+                f"{root}: the classes differ between splits: against train, {split} {' and '.join(what)}; give each "
+                f"split a folder of images for each class, or move {split}/ away if its images have no labels"
             )
 
 
@@ -182,11 +207,15 @@ def repeated(index: Index) -> dict[str, int]:
 
 
 def _read_all(root: Path, classes: tuple[str, ...], files: dict[str, list[tuple[Path, str]]]) -> Index:
+    dark: list[str] = []
+
     def read(item: tuple[Path, str]) -> Sample | tuple[str, str]:
         path, name = item
         relative = path.relative_to(root).as_posix()
         try:
-            _PROBE.load(path)
+            seen = _PROBE.load(path)
+            if seen.max() < _DARK or np.ptp(seen.reshape(-1, 3), axis=0).max() < _FLAT:
+                dark.append(relative)
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
         except (ImageError, OSError) as error:
             return relative, str(error)
@@ -199,7 +228,8 @@ def _read_all(root: Path, classes: tuple[str, ...], files: dict[str, list[tuple[
             found = list(pool.map(read, items))
             splits[split] = tuple(x for x in found if isinstance(x, Sample))
             skipped.update(x for x in found if isinstance(x, tuple))
-    return Index(str(root.resolve()), classes, {s: v for s, v in splits.items() if v or s != "test"}, skipped)
+    used = {s: v for s, v in splits.items() if v or s != "test"}
+    return Index(str(root.resolve()), classes, used, skipped, dark=tuple(sorted(dark)))
 
 
 def summary(index: Index) -> dict[str, Any]:
@@ -210,6 +240,9 @@ def summary(index: Index) -> dict[str, Any]:
         "classes": list(index.classes),
         "counts": index.counts(),
         "skipped": index.skipped,
+        "passed_over": index.passed_over,
+        "dark": list(index.dark),
+        "contradictions": contradictions(index),
         "identical_files": sum(n - 1 for n in shared.values()),
         "repeated": repeated(index),
         "hash": index.hash,

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from export.preprocess import DECODERS, Preprocess
-from pipeline.data.index import Index
+from pipeline.data.index import Index, Sample
 
 _HASH_SIDE, _BITS = 16, 20
 """Of the 256 bits so many may differ."""
@@ -24,7 +26,7 @@ _PROBE = Preprocess(64)
 """Makes the thumbnail whose grey levels are hashed and correlated."""
 _CHUNK = 2**22
 """Pairs that are compared at a time."""
-_EXTREMES = 3
+_EXTREMES, _EXAMPLES = 3, 6
 _ON_ITS_SIDE = (5, 6, 7, 8)
 """Orientations of EXIF that change width and height."""
 _SMALL_PX, _NARROW = 168, 3.0
@@ -32,8 +34,8 @@ _SMALL_PX, _NARROW = 168, 3.0
 
 
 def look_closer(index: Index) -> dict[str, Any]:
-    """{"near", "near_within", "sizes"}. near: pairs across splits or classes, most alike first; near_within: how many
-    pairs there are within one split and class."""
+    """{"near", "near_within", "sizes"}. near: groups of photos that are nearly the same, across splits or classes, the
+    largest first; near_within: how many photos more than one there are in the groups within one split and class."""
     samples = [(split, s) for split, found in index.splits.items() for s in found]
     paths = [Path(index.root) / s.path for _, s in samples]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -41,22 +43,31 @@ def look_closer(index: Index) -> dict[str, Any]:
     grey = np.stack([g for g, _, _ in looks])
     hashes = np.stack([h for _, h, _ in looks])
     near, within = [], 0
-    for i, j, correlation in _pairs(hashes, grey):
-        (split, a), (other, b) = samples[i], samples[j]
-        if split == other and a.label == b.label:
-            within += 1
+    for group in _groups(hashes, grey):
+        splits, classes = {samples[i][0] for i in group}, {samples[i][1].label for i in group}
+        if len(splits) == len(classes) == 1:
+            within += len(group) - 1
             continue
         near.append(
             {
-                "photos": [a.path, b.path],
-                "splits": [split, other],
-                "classes": [index.classes[a.label], index.classes[b.label]],
-                "correlation": round(correlation, 4),
+                "count": len(group),
+                "photos": _examples(group, samples),
+                "splits": [s for s in index.splits if s in splits],
+                "classes": [index.classes[c] for c in sorted(classes)],
             }
         )
-    near.sort(key=lambda pair: -float(str(pair["correlation"])))
+    near.sort(key=lambda group: -int(str(group["count"])))
     sizes = [size for _, _, size in looks]
     return {"near": near, "near_within": within, "sizes": _sizes([s.path for _, s in samples], sizes)}
+
+
+def _examples(group: Sequence[int], samples: Sequence[tuple[str, Sample]]) -> list[str]:
+    """A few images of a group, one for each split and class in it."""
+    kinds: dict[tuple[str, int], str] = {}
+    for i in group:
+        split, sample = samples[i]
+        kinds.setdefault((split, sample.label), sample.path)
+    return [*kinds.values()][:_EXAMPLES]
 
 
 def _look(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
@@ -72,22 +83,43 @@ def _look(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     return np.asarray(small).ravel(), words, (height, width) if turned else (width, height)
 
 
-def _pairs(hashes: np.ndarray, grey: np.ndarray) -> list[tuple[int, int, float]]:
-    found = []
-    step = max(1, _CHUNK // max(1, len(hashes)))
-    for start in range(0, len(hashes), step):
-        differ = np.bitwise_count(hashes[start : start + step, None] ^ hashes[None, start:]).sum(2)
-        for i, j in np.argwhere(differ <= _BITS):
-            if j > i and (alike := _correlation(grey[start + i], grey[start + j])) >= _CORRELATION:
-                found.append((start + int(i), start + int(j), alike))
-    return found
+def _groups(hashes: np.ndarray, grey: np.ndarray) -> list[list[int]]:
+    """Groups of two or more images, each of them nearly the same as another one of its group.
+
+    hashes: uint64 (n, words). grey: uint8 (n, pixels). Pairs are merged into groups as they are found and never stored:
+    the frames of a video have a million of them.
+    """
+    count = len(hashes)
+    levels = grey.astype(np.float32)
+    levels -= levels.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(levels, axis=1, keepdims=True)
+    levels /= np.where(norms > 0, norms, np.inf)  # a constant image correlates with nothing
+    labels = np.arange(count)
+    step = max(1, _CHUNK // max(1, count))
+    for start in range(0, count, step):
+        rows = slice(start, start + step)
+        alike = np.bitwise_count(hashes[rows, None] ^ hashes[None, start:]).sum(2) <= _BITS
+        np.fill_diagonal(alike, False)
+        columns = np.flatnonzero(alike.any(0))
+        found = alike[:, columns] & (levels[rows] @ levels[start + columns].T >= _CORRELATION)
+        one, other = np.nonzero(found)
+        labels = _joined(labels, start + one, start + columns[other])
+    order = np.argsort(labels, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+    return [part.tolist() for part in parts if len(part) > 1]
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """0 where one is of one grey throughout, which correlates with nothing."""
-    a, b = (levels - levels.mean(dtype=np.float32) for levels in (one, other))
-    both = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / both if both else 0.0
+def _joined(labels: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Merge the groups of each pair (one[i], other[i]). Returns the new group label of every image."""
+    if not len(one):
+        return labels
+    count = len(labels)
+    ends = (np.concatenate([one, np.arange(count)]), np.concatenate([other, labels]))
+    graph = coo_array((np.ones(len(ends[0]), bool), ends), shape=(count, count))
+    # A label is the index of an image of the group, so that it can serve as an edge of the next graph.
+    _, found = connected_components(graph, directed=False)
+    _, first = np.unique(found, return_index=True)
+    return np.asarray(first[found])
 
 
 def _sizes(paths: Sequence[str], sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:

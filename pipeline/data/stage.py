@@ -6,7 +6,7 @@ from typing import Any
 
 from models.language import canonical_hash
 from pipeline.data import demo
-from pipeline.data.index import Index, list_files, repeated, scan, summary
+from pipeline.data.index import Index, contradictions, list_files, repeated, scan, summary
 from pipeline.stages import Run, Stage
 
 DRAWN = "demo"
@@ -24,12 +24,18 @@ def _data_inputs(run: Run) -> dict[str, Any]:
 def _data(run: Run, work: Path) -> dict[str, Any]:
     if run.config.data.root == DRAWN:
         demo.write(work / "images", run.config.seed)
-        index = replace(scan(work / "images", run.config.seed), root=str(run.file("data", "images").resolve()))
+        index = replace(scan(work / "images", run.config.seed), root="images")
     else:
         index = scan(Path(run.config.data.root), run.config.seed)
     index.save(work / "index.json")
     for path, reason in index.skipped.items():
         run.say(f"data: {path}: skipped: {reason}")
+    for reason, found in index.passed_over.items():
+        run.say(f"data: passed over: {found['count']} {reason} ({', '.join(found['examples'])})")
+    if index.dark:
+        run.say(f"data: {len(index.dark)} images are nearly black or of one colour ({', '.join(index.dark[:3])})")
+    if several := contradictions(index):
+        run.say(f"data: {len(several)} images have several labels, such as {' and '.join(several[0][:2])}")
     for split, count in repeated(index).items():
         run.say(
             f"data: {count} files of {split}/ stand in a split before it too, which flatters its figures: take them out"
@@ -38,6 +44,7 @@ def _data(run: Run, work: Path) -> dict[str, Any]:
 
 
 def load_index(run: Run) -> Index:
+    """What the stage found. Raises ChangedOutput."""
     return Index.load(run.file("data", "index.json"))
 
 

@@ -1,5 +1,6 @@
 """The labelled images: counted, split, and refused where they are of no use."""
 
+import os
 import shutil
 import zlib
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from export.preprocess import Preprocess
 from pipeline.data import demo
 from pipeline.data.index import Index, list_files, scan, summary
 from pipeline.errors import PipelineError
@@ -16,7 +18,7 @@ def fill(root, **folders):
     """folders: path with __ for / -> how many images"""
     for name, count in folders.items():
         folder = root / name.replace("__", "/")
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for i in range(count):
             colour = zlib.crc32(f"{name} {i}".encode()).to_bytes(4, "big")[:3]
             Image.new("RGB", (20, 20), tuple(colour)).save(folder / f"{i:03d}.png")
@@ -117,6 +119,187 @@ REFUSED = {
 }
 
 
+ALIASES = [
+    ("Train", "Val", "Test"),
+    ("training", "validation", "testing"),
+    ("TRAIN", "valid", "test"),
+    ("trn", "dev", "holdout"),
+    ("train", "eval", "tst"),
+]
+
+
+@pytest.mark.parametrize("names", ALIASES, ids=str)
+def test_splits_by_the_names_that_others_give_them(tmp_path, names):
+    root = tmp_path / "photos"
+    for name, count in zip(names, (6, 3, 2), strict=True):
+        fill(root, **{f"{name}__a": count, f"{name}__b": count})
+    counts = scan(root, 0).counts()
+    assert counts == {"train": {"a": 6, "b": 6}, "val": {"a": 3, "b": 3}, "test": {"a": 2, "b": 2}}
+
+
+LAYOUTS = {
+    "two folders for one split": (
+        {"train__a": 3, "val__a": 2, "valid__a": 2},
+        "val/ and valid/ both mean val/; keep one of them",
+    ),
+    "no train": ({"valid__a": 3, "test__a": 3}, "it holds test/, valid/ but no train/"),
+    "test beside classes": ({"a": 5, "b": 5, "Test__a": 3}, r"it holds Test/ but no train/ \(beside a/, b/\)"),
+    "one folder around it": ({"data__train__a": 3, "data__val__a": 2}, "did you mean .*photos/data"),
+    "detection": ({"images__x": 3, "labels__x": 1}, "look like a data set for detection"),
+    "split below class": ({"a__train": 3, "a__test": 2, "b__train": 3, "b__test": 2}, "split above class"),
+    "folds": (
+        {"fold1__cat": 5, "fold1__dog": 5, "fold2__cat": 5, "fold2__dog": 5},
+        r"fold1, fold2 hold the same folders \(cat, dog\), so they look like splits or groups",
+    ),
+    "one of them flat": (
+        {"training_set__cats": 5, "training_set__dogs": 5, "test_set__cats": 5, "single": 3},
+        "training_set, test_set|test_set, training_set",
+    ),
+    "folders around folders": (
+        {"seg_train__seg_train__sea": 3, "seg_test__seg_test__sea": 3, "seg_pred__x": 1},
+        "it holds one folder, of its own name; move what is in",
+    ),
+    "words for splits": ({"my_train__cats": 3, "my_test__birds": 3}, "look like splits; name them train/, test/"),
+    "detection below the split": ({"train__images": 3, "train__labels": 0}, "look like a data set for detection"),
+    "a split in a split": ({"train__train__a": 3, "val__val__a": 3}, "it holds one folder, train/, which is no class"),
+    "years": ({"2019__x": 5, "2020__x": 5}, "hold the same folders"),
+}
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_a_layout_that_means_two_things_is_refused(tmp_path, case):
+    folders, told = LAYOUTS[case]
+    with pytest.raises(PipelineError, match=told):
+        scan(fill(tmp_path / "photos", **folders), 0)
+
+
+def test_all_that_is_passed_over_is_named(tmp_path):
+    root = fill(tmp_path / "photos", **GOOD, extra__x=2, train__a__nested=2)
+    for name in ("train/a/.ipynb_checkpoints", "train/b/@eaDir", "train/__MACOSX", ".git"):
+        (root / name).mkdir()
+        (root / name / "x.png").write_bytes(b"x")
+    for name in (
+        "train/a/a.HEIC",
+        "train/b/b.avif",
+        "train/a/notes.txt",
+        "README",
+        "train/loose.jpg",
+        "train/a/._x.jpg",
+    ):
+        (root / name).write_bytes(b"x")
+    (root / "train/a/gone.jpg").symlink_to("nowhere")
+    (root / "train/a/loop").symlink_to(root)
+    index = scan(root, 0)
+    assert index.counts() == {"train": {"a": 8, "b": 4}, "val": {"a": 2, "b": 2}}
+    assert index.skipped == {}
+    found = {reason: (v["count"], v["examples"]) for reason, v in index.passed_over.items()}
+    assert found == {
+        ".avif images, not read here: convert them to JPEG or PNG, for example with `magick mogrify -format jpg`": (
+            1,
+            ["train/b/b.avif"],
+        ),
+        ".heic images, not read here: convert them to JPEG or PNG, for example with `magick mogrify -format jpg`": (
+            1,
+            ["train/a/a.HEIC"],
+        ),
+        ".txt files": (1, ["train/a/notes.txt"]),
+        "broken links": (1, ["train/a/gone.jpg"]),
+        "files without a suffix": (1, ["README"]),
+        "folders beside train/ that are no split": (1, ["extra/"]),
+        "hidden, or left by a system": (5, [".git/", "train/__MACOSX/", "train/a/._x.jpg"]),
+        "images that lie in no class folder": (1, ["train/loose.jpg"]),
+        "links to folders, which are not followed": (1, ["train/a/loop"]),
+    }
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    root = fill(tmp_path / "photos", **GOOD, train__a__locked=2)
+    walk = os.walk
+
+    def refuse(top, onerror=None, **more):
+        for place, folders, files in walk(top, onerror=onerror, **more):
+            if place.endswith("locked"):
+                onerror(PermissionError(13, "Permission denied", place))
+            else:
+                yield place, folders, files
+
+    monkeypatch.setattr(os, "walk", refuse)
+    index = scan(root, 0)
+    assert index.counts()["train"]["a"] == 6
+    assert index.passed_over["cannot be read: Permission denied"]["examples"] == ["train/a/locked"]
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".JPG", ".JPEG"])
+def test_jpeg_by_its_other_suffixes(tmp_path, suffix):
+    root = fill(tmp_path, **GOOD)
+    Image.new("RGB", (20, 20), "red").save(root / f"train/a/x{suffix}", format="JPEG")
+    assert scan(root, 0).counts()["train"]["a"] == 7
+
+
+def test_images_that_show_next_to_nothing_are_named(tmp_path):
+    root = fill(tmp_path, **GOOD)
+    ramp = np.linspace(0, 1, 64).reshape(8, 8)
+    Image.fromarray((ramp * 4095).astype(np.uint16)).save(root / "train/a/twelve-bits.png")
+    Image.fromarray((ramp * 65535).astype(np.uint16)).save(root / "train/a/sixteen-bits.png")
+    Image.fromarray(ramp.astype(np.float32)).save(root / "train/a/float.tif")
+    index = scan(root, 0)
+    assert "train/a/twelve-bits.png" in index.dark
+    assert "train/a/000.png" in index.dark  # of one colour
+    assert "train/a/sixteen-bits.png" not in index.dark
+    assert "floating-point numbers, of which nothing says what is white" in index.skipped["train/a/float.tif"]
+
+
+@pytest.mark.parametrize(("photometric", "first"), [(1, 0), (0, 255)])
+def test_a_tiff_of_16_bits_in_which_0_is_white(tmp_path, photometric, first):
+    ramp = (np.linspace(0, 1, 64).reshape(8, 8) * 65535).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "x.tif")
+    data = (tmp_path / "x.tif").read_bytes()
+    entry = (262).to_bytes(2, "little") + (3).to_bytes(2, "little") + (1).to_bytes(4, "little")
+    assert data.count(entry + b"\1") == 1
+    (tmp_path / "x.tif").write_bytes(data.replace(entry + b"\1", entry + bytes([photometric])))
+    assert Preprocess(8).load(tmp_path / "x.tif")[0, 0, 0] == first
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("a\nb", "a line break"),
+        ("caf\udce9", "is not UTF-8"),
+        ("tab\there", "control character"),
+        ("\u2028", "line break"),
+    ],
+)
+def test_a_class_name_that_no_file_of_labels_can_hold(tmp_path, name, told):
+    root = fill(tmp_path, **GOOD)
+    (root / "train" / name).mkdir()
+    with pytest.raises(PipelineError, match=told):
+        scan(root, 0)
+
+
+def test_a_class_name_in_two_unicode_forms_is_one_class(tmp_path):
+    root = fill(tmp_path, train__café=6, train__b=6, val__café=2, val__b=2)
+    assert scan(root, 0).classes == ("b", "caf\u00e9")
+
+
+def test_the_same_images_in_all_classes_are_called_that(tmp_path):
+    root = fill(tmp_path, a=20)
+    shutil.copytree(root / "a", root / "b")
+    with pytest.raises(PipelineError, match=r"byte for byte \(20 images have several labels, such as a/"):
+        scan(root, 0)
+
+
+def test_an_image_that_took_anothers_place_with_its_size_and_time_is_seen(tmp_path):
+    root = fill(tmp_path, **GOOD)
+    path, before = root / "train/a/000.png", list_files(root)
+    data, stat = bytearray(path.read_bytes()), path.stat()
+    data[-20] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+    assert list_files(root) != before
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_tree_of_no_use_is_refused(case, tmp_path):
     folders, text = REFUSED[case]
@@ -148,7 +331,6 @@ def test_a_linear_model_on_pixels_stays_under_half(drawn):
     from sklearn.linear_model import LogisticRegression
 
     from export.parity import scores
-    from export.preprocess import Preprocess
 
     def pixels(split):
         return np.stack([Preprocess(32).load(p).ravel() / 255.0 for p in drawn.paths(split)])
@@ -161,7 +343,6 @@ def test_a_linear_model_on_pixels_stays_under_half(drawn):
 
 @pytest.mark.slow
 def test_a_small_network_passes_four_fifths_on_the_demo(drawn, tmp_path):
-    from export.preprocess import Preprocess
     from models.build import build
     from models.spec import ModelSpec
     from pipeline.data.images import decoded, train_size
