@@ -16,6 +16,10 @@ class EnvironmentProblem(PipelineError):
     exit_code = ENVIRONMENT
 
 
+class ChangedOutput(PipelineError):
+    """A stage's file was changed since it was written, so nothing that is known about it holds."""
+
+
 class OutOfMemory(EnvironmentProblem):
     """Of the CPU or the GPU, in a training; the text names the batch that fits."""
 

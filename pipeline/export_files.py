@@ -22,7 +22,8 @@ from pipeline.training.checkpoint import load_checkpoint, restore
 def export_run(run: Run, names: tuple[str, ...], folder: Path | None) -> list[dict[str, Any]]:
     """The stage, and any further format into `exports` of the run folder. folder: all into it, instead."""
     run_one("export", run)
-    made = {} if folder else {n: f for n in names if (f := run.file("export", FORMATS[n].file)).is_file()}
+    here = [] if folder else [n for n in names if run.has("export", FORMATS[n].file)]
+    made = {n: run.file("export", FORMATS[n].file) for n in here}
     told = "made and checked by the stage"
     rows: dict[str, dict[str, Any]] = {
         n: {"format": n, "status": "passed", "reason": told, "path": str(f), "size_bytes": _size(f)}

@@ -1,21 +1,81 @@
-"""Files that are whole or not there: written beside, then renamed."""
+"""Files that are complete or absent (written beside, then renamed), and records that reveal later changes."""
 
+import glob
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from export.artifact import sha256
+from models.language import canonical_hash
 from pipeline.errors import PipelineError
+
+_DIGEST = "digest"
+_HEX = 32
 
 
 def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def seal(record: dict[str, Any]) -> dict[str, Any]:
+    """Add a digest to a record, by which `read_record` detects damage and edits by hand. It is not a signature: anyone
+    can compute another one."""
+    plain = json.loads(json.dumps({k: v for k, v in record.items() if k != _DIGEST}))
+    return {**plain, _DIGEST: canonical_hash(plain)}
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    write_json(path, seal(record))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Read a record of `write_record`. None if there is no such file, or if it is not as it was written."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or record.get(_DIGEST) != seal(record)[_DIGEST]:
+        return None
+    return record
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file. Cached within this process, by size, times and inode."""
+    found = path.stat()
+    return _file_digest(path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(path: Path, *_state: int) -> str:
+    return sha256(path)
+
+
+def keep(partial: Path, folder: Path, stem: str) -> Path:
+    """Move a finished file into `folder`, named by the stem and its own sha256, so that `kept` detects damage."""
+    path = folder / f"{stem}.{sha256(partial)[:_HEX]}{partial.suffix}"
+    partial.replace(path)
+    return path
+
+
+def kept(folder: Path, stem: str, suffix: str) -> Path | None:
+    """The file that `keep` stored under this stem, or None. A file whose contents do not match its name is removed."""
+    for path in folder.glob(f"{glob.escape(stem)}.{'[0-9a-f]' * _HEX}{suffix}"):
+        if file_digest(path).startswith(path.name.removeprefix(f"{stem}.").removesuffix(suffix)):
+            return path
+        path.unlink()
+    return None
 
 
 def templates(folder: Path, autoescape: bool = False) -> Any:
@@ -35,5 +95,5 @@ def read_json(path: Path) -> Any:
     """Raises PipelineError naming the file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PipelineError(f"{path}: not readable as JSON: {error}") from error

@@ -9,7 +9,7 @@ from models.language import SpecError, canonical_hash
 from pipeline import FORMAT, precheck
 from pipeline.data.stage import DATA, DRAWN
 from pipeline.errors import NoCandidate, PipelineError
-from pipeline.files import read_json, write_json
+from pipeline.files import read_record, seal, write_json
 from pipeline.search.basis import open_search, trials_of
 from pipeline.search.insight import importances_by_objective
 from pipeline.search.select import SELECT
@@ -19,7 +19,7 @@ from pipeline.ship import stages as ship
 from pipeline.ship.race import VERIFY
 from pipeline.show.live import enter_stage
 from pipeline.show.log import LOG, log
-from pipeline.stages import RESULT, Done, Run, Stage, current, key_of, perform
+from pipeline.stages import RESULT, Done, Run, Stage, current, damage, key_of, perform
 from pipeline.training import distill, teach
 
 UNFINISHED = "unfinished"
@@ -94,25 +94,34 @@ def report(run: Run, result: dict[str, Any], pictures: bool = False) -> Path:
 def standing(run: Run) -> dict[str, Any]:
     """What result.json holds, where it is of this config and these stages; else how far they have come, as the same
     record, its verdict `unfinished` before the gate."""
+    harmed = [text for s in STAGES if (text := damage(s.name, run, gone_too=False))]
     path = run.folder / RESULT
-    if path.is_file():
-        result: dict[str, Any] = read_json(path)
-        same = result.get("config") == _config_hash(run)
-        if same and all((m := run.manifest(s["name"])) and m["key"] == s["key"] for s in result["stages"]):
-            return result
+    result = read_record(path)
+    if path.is_file() and result is None:
+        harmed.append(f"{RESULT} is damaged, or was edited")
+    for text in harmed:
+        run.say(f"report: {text}: it is not used")
+    if result and not harmed and result["config"] == _config_hash(run) and _of_these_stages(result, run):
+        return result
     done: list[Done] = []
     reasons: list[str] = []
     for stage in (s for s in STAGES if s.wanted(run.config)):
         manifest = run.manifest(stage.name)
-        if manifest is None or not _belongs(stage, manifest, run):
-            reasons = [f"not finished; {stage.name} is next: `edgebuild run --run-dir {run.folder}`"]
+        wrong = damage(stage.name, run, gone_too=False)
+        if wrong or manifest is None or not _belongs(stage, manifest, run):
+            why = f"{wrong}; " if wrong else ""
+            reasons = [f"not finished; {why}{stage.name} is next: `edgebuild run --run-dir {run.folder}`"]
             break
         done.append(Done(stage.name, manifest["key"], manifest["seconds"], True, manifest["summary"]))
         if stage is ship.GATE and manifest["summary"]["verdict"] != "pass":
             reasons = manifest["summary"]["reasons"]
             break
     result = _result(run, done, reasons)
-    return result if result["model"] else result | {"verdict": UNFINISHED}
+    return result if result["model"] else seal(result | {"verdict": UNFINISHED})
+
+
+def _of_these_stages(result: dict[str, Any], run: Run) -> bool:
+    return all((m := run.manifest(s["name"])) and m["key"] == s["key"] for s in result["stages"])
 
 
 def _belongs(stage: Stage, manifest: dict[str, Any], run: Run) -> bool:
@@ -166,6 +175,8 @@ def need(what: str, first: str, run: Run) -> None:
     stage, command = next(s for s in STAGES if s.name == first), f"`edgebuild {_command(first)} --run-dir {run.folder}`"
     if run.manifest(first) is None:
         raise PipelineError(f"{what}: needs the stage {first} first: {command}")
+    if harmed := damage(first, run):
+        raise PipelineError(f"{what}: {harmed}: `edgebuild run --run-dir {run.folder}` does the stage {first} again")
     if current(stage, run) is None:
         raise PipelineError(f"{what}: the stage {first} is out of date, its config or input has changed: {command}")
 
@@ -204,7 +215,7 @@ def _result(run: Run, done: list[Done], reasons: list[str]) -> dict[str, Any]:
     rehearsed = finished.get("preflight")
     if rehearsed and _binding(run, rehearsed["verdict"]):
         result |= {"verdict": rehearsed["verdict"], "reasons": [f"preflight: {r}" for r in rehearsed["reasons"]]}
-    return result
+    return seal(result)
 
 
 def _config_hash(run: Run) -> str:
@@ -216,10 +227,9 @@ def _host(run: Run) -> dict[str, Any]:
     try:
         return run.host.as_dict()
     except LatencyError:
-        path = run.file("gate", "measurement.json")
-        if not path.is_file():
+        if not run.has("gate", "measurement.json"):
             raise
-        known: dict[str, Any] = read_json(path)["host"]
+        known: dict[str, Any] = run.read("gate", "measurement.json")["host"]
         return known
 
 

@@ -1,5 +1,8 @@
 """Stages and the run folder: what is done, what a stage depends on, and what is not done again.
 
+The output of a stage is used as it was written or not at all. Its manifest carries a digest of itself and the sha256 of
+every file, and `Run.file` compares a file with that before anything reads it.
+
 A stage is a function that fills a folder. It works in `.work/NAME-KEY`, which is renamed to `NAME` when complete, its
 manifest written last; the key is the hash of everything the stage depends on, so the same key is not run twice and a
 killed stage finds its own half-done work. No workflow engine: `pipeline.run.STAGES` is a list.
@@ -18,18 +21,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from export.all_in import MODULES
 from export.artifact import sha256
 from latency.host import Host, version_of
 from latency.machine import Machine
+from latency.records import model_files
 from latency.target import machine_of
-from models.language import canonical_hash
+from models.documents import dump_yaml, read_yaml
+from models.language import SpecError, canonical_hash
 from pipeline import FORMAT
 from pipeline.config import BuildConfig, check_config
-from pipeline.errors import EnvironmentProblem, PipelineError
-from pipeline.files import write_json, write_text
+from pipeline.errors import ChangedOutput, EnvironmentProblem, PipelineError
+from pipeline.files import file_digest, read_record, write_record, write_text
 from pipeline.show.log import log
 
 MANIFEST, RESULT = "manifest.json", "result.json"
@@ -71,34 +74,64 @@ class Run:
     def worker(self) -> str:
         """Identity of this run folder among the workers of a shared study."""
         path = self.folder / ".id"
-        if not path.is_file():
+        try:
+            return uuid.UUID(path.read_text()).hex
+        except (OSError, ValueError):
             write_text(path, uuid.uuid4().hex)
-        return path.read_text()
+            return path.read_text()
 
     @property
     def cache(self) -> Path:
         """Decoded images; may be deleted at any time."""
         return self.folder / ".cache"
 
-    def file(self, stage: str, name: str) -> Path:
+    def path(self, stage: str, name: str) -> Path:
+        """Where a stage's file belongs, whether it exists or not."""
         return self.folder / stage / name
 
+    def has(self, stage: str, name: str) -> bool:
+        """Whether a finished stage wrote a file of that name."""
+        manifest = self.manifest(stage)
+        return manifest is not None and name in manifest["outputs"]
+
+    def file(self, stage: str, name: str) -> Path:
+        """A file of a finished stage. Raises ChangedOutput if it is not as the stage wrote it."""
+        path, digest = self.path(stage, name), self.output_hash(stage, name)
+        if not path.is_file():
+            raise ChangedOutput(f"{path}: it is gone since the stage {stage} wrote it; {self._again(stage)}")
+        if file_digest(path) != digest:
+            raise ChangedOutput(f"{path}: it was changed since the stage {stage} wrote it; {self._again(stage)}")
+        return path
+
+    def model(self, stage: str, name: str) -> Path:
+        """A model file of a finished stage, verified together with the weights beside it. Raises ChangedOutput."""
+        path = self.file(stage, name)
+        for file in model_files(path):
+            self.file(stage, file.name)
+        return path
+
     def read(self, stage: str, name: str) -> Any:
+        """A JSON file of a finished stage. Raises ChangedOutput."""
         return json.loads(self.file(stage, name).read_text(encoding="utf-8"))
 
     def manifest(self, stage: str) -> dict[str, Any] | None:
-        path = self.file(stage, MANIFEST)
-        if not path.is_file():
-            return None
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return manifest if manifest.get("format") == FORMAT else None
+        """The manifest of a stage. None if the stage is not done, or its manifest is damaged or of another version."""
+        manifest = read_record(self.path(stage, MANIFEST))
+        return manifest if manifest and manifest.get("format") == FORMAT else None
 
     def output_hash(self, stage: str, name: str) -> str:
-        """sha256 of a finished stage's file, from its manifest."""
+        """sha256 of a finished stage's file, from its manifest. Raises ChangedOutput."""
         manifest = self.manifest(stage)
-        assert manifest is not None, f"{stage} has no manifest"
+        if manifest is None or name not in manifest["outputs"]:
+            raise ChangedOutput(
+                f"{self.path(stage, name)}: the stage {stage} is not done, or its manifest is damaged; "
+                f"{self._again(stage)}"
+            )
         digest: str = manifest["outputs"][name]
         return digest
+
+    def _again(self, stage: str) -> str:
+        return f"`edgebuild run --run-dir {self.folder}` does that stage again"
 
 
 @dataclass(frozen=True)
@@ -142,7 +175,7 @@ def open_run(folder: Path, config: BuildConfig, say: Say) -> Iterator[Run]:
             raise EnvironmentProblem(
                 f"{folder}: another edgebuild is at work on this run folder; wait for it, or give another --run-dir"
             ) from error
-        write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_text(folder / "config.yaml", dump_yaml(config.model_dump(mode="json")))
 
         def told(text: str) -> None:
             log(folder, text)
@@ -162,9 +195,15 @@ def run_config(folder: Path) -> dict[str, Any]:
             f"{folder}: no run folder (it has no config.yaml); start with `edgebuild search -c CONFIG "
             f"--run-dir {folder}` or `edgebuild run`"
         )
-    document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    check_config(document, str(path))
-    return dict(document)
+    try:
+        document = read_yaml(path)
+        if not isinstance(document, dict):
+            raise PipelineError(f"{path}: it holds no config")
+        check_config(document, str(path))
+    except (PipelineError, SpecError) as error:
+        given = f"give the config that the run was begun with: -c CONFIG --run-dir {folder}"
+        raise PipelineError(f"{error}; if you did not edit it, {given}") from error
+    return document
 
 
 def key_of(stage: Stage, run: Run) -> tuple[str, dict[str, Any]]:
@@ -181,11 +220,24 @@ def _kept(stage: Stage, run: Run, key: str) -> dict[str, Any] | None:
     manifest = run.manifest(stage.name)
     if manifest is None or not manifest["final"] or manifest["key"] != key:
         return None
-    intact = all(
-        (file := run.file(stage.name, name)).is_file() and sha256(file) == digest
-        for name, digest in manifest["outputs"].items()
-    )
-    return manifest if intact else None
+    return None if damage(stage.name, run) else manifest
+
+
+def damage(stage: str, run: Run, gone_too: bool = True) -> str | None:
+    """What differs from the stage's manifest, or None. gone_too: count missing files as well."""
+    if not run.path(stage, MANIFEST).is_file():
+        return None
+    manifest = run.manifest(stage)
+    if manifest is None:
+        return f"{stage}/{MANIFEST} is damaged, or of another version"
+    for name, digest in manifest["outputs"].items():
+        path = run.path(stage, name)
+        if not path.is_file():
+            if gone_too:
+                return f"{stage}/{name} is gone"
+        elif file_digest(path) != digest:
+            return f"{stage}/{name} was changed since it was written"
+    return None
 
 
 def perform(stage: Stage, run: Run) -> Done:
@@ -195,6 +247,8 @@ def perform(stage: Stage, run: Run) -> Done:
     if manifest is not None:
         run.say(f"{stage.name}: done before, nothing it depends on has changed")
         return Done(stage.name, key, manifest["seconds"], True, manifest["summary"])
+    if harmed := damage(stage.name, run):
+        run.say(f"{stage.name}: {harmed}: it is done again")
     (run.folder / RESULT).unlink(missing_ok=True)  # it tells of what is done anew now
     work = run.folder / ".work" / f"{stage.name}-{key}"
     if not stage.resumes:
@@ -204,8 +258,8 @@ def perform(stage: Stage, run: Run) -> Done:
     began = time.perf_counter()
     summary = stage.work(run, work)
     seconds = round(time.perf_counter() - began, 2)
-    inside = {p.relative_to(work): p for p in sorted(work.rglob("*")) if p.is_file() and p.name != MANIFEST}
-    outputs = {name.as_posix(): sha256(p) for name, p in inside.items() if name.parts[0] != SCRATCH}
+    inside = {p.relative_to(work): p for p in sorted(work.rglob("*")) if p.is_file()}
+    outputs = {n.as_posix(): sha256(p) for n, p in inside.items() if n.parts[0] not in (SCRATCH, MANIFEST)}
     manifest = {
         "format": FORMAT,
         "stage": stage.name,
@@ -218,7 +272,7 @@ def perform(stage: Stage, run: Run) -> Done:
         "seconds": seconds,
         "summary": summary,
     }
-    write_json(work / MANIFEST, manifest)
+    write_record(work / MANIFEST, manifest)
     _replace_folder(work, run.folder / stage.name)
     shutil.rmtree(run.folder / stage.name / SCRATCH, ignore_errors=True)
     run.say(f"{stage.name}: done in {seconds:.1f} s")

@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from models.build import profile
+from models.documents import dump_yaml
 from models.pretrained import stage_profiles
 from models.spec import ModelSpec
 from pipeline.data.index import Index
@@ -32,6 +31,7 @@ class Facts:
     worst: list[dict[str, Any]]
     versions: dict[str, str]
     hashes: dict[str, str]
+    verified: str
 
 
 def gather(run: Run, result: dict[str, Any], rows: Sequence[dict[str, Any]], shares: dict[str, Any]) -> Facts:
@@ -47,16 +47,25 @@ def gather(run: Run, result: dict[str, Any], rows: Sequence[dict[str, Any]], sha
         charts=_charts(run, summaries, rows, shares),
         model=model,
         model_yaml=model_yaml,
-        config_yaml=yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False),
+        config_yaml=dump_yaml(run.config.model_dump(mode="json")),
         worst=_worst(run, index) if index and "verify" in manifests else [],
         versions=next(reversed(manifests.values()))["versions"] if manifests else {},
         hashes=_hashes(index, manifests, result),
+        verified=_verified(run, manifests),
     )
+
+
+def _verified(run: Run, manifests: dict[str, dict[str, Any]]) -> str:
+    """A sentence on the files that were compared with their recorded hashes. `standing` has excluded changed stages."""
+    paths = [run.path(stage, name) for stage, manifest in manifests.items() for name in manifest["outputs"]]
+    there = sum(path.is_file() for path in paths)
+    gone = f"; {len(paths) - there} more are not in the folder any longer" if there < len(paths) else ""
+    return f"{there} files of {len(manifests)} stages have the sha256 that their stage recorded{gone}."
 
 
 def _architecture(run: Run) -> tuple[dict[str, Any], str]:
     spec = ModelSpec.load(run.file("select", "student.yaml"))
-    text = yaml.safe_dump(spec.document(), sort_keys=False, default_flow_style=None)
+    text = dump_yaml(spec.document(), default_flow_style=None)
     model = profile(spec).as_dict()
     if spec.network:
         first, *rest = model["layers"]
@@ -87,7 +96,7 @@ def _charts(
     if "gate" in summaries:
         gated = summaries["gate"]
         charts["latency"].append(figures.by_process(run.read("gate", "measurement.json"), gated["latency"]))
-        if run.file("gate", "profile.json").is_file():
+        if run.has("gate", "profile.json"):
             charts["latency"].append(figures.operators(run.read("gate", "profile.json")))
         whole = gated["submission"]["all_in"]
         charts["latency"].append(figures.all_in(whole["parts"], whole["images"], whole["processes"]))

@@ -14,6 +14,7 @@ from export.formats import FORMATS
 from export.mixed import Mixture, keep_f1
 from export.parity import compare, logits_of, scores
 from export.qat import save_quantized, with_quantizers
+from latency.host import INT8_DOT
 from models.pretrained import Normalisation
 from pipeline.errors import PipelineError
 from pipeline.ship.candidates import Candidate, run_source, time_in_turn
@@ -119,7 +120,7 @@ def _learn_as_int8(run: Run, work: Path, path: Path) -> None:
     def loss(logits: Tensor, _targets: Tensor, indices: np.ndarray, view: int) -> Tensor:
         return distillation(logits, ask(view, indices), run.config.distill.temperature)
 
-    network = with_quantizers(student, images, card)
+    network = with_quantizers(student, images, card, saturates=not run.host.has_any(INT8_DOT))
     with bar("training as INT8", "images") as on_step:
         result = fit(
             network,

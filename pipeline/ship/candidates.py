@@ -66,9 +66,12 @@ def artifacts(run: Run) -> list[tuple[str, Artifact]]:
     # Every file is checked against torch on this machine too, wherever it is timed.
     bf16 = run.host.has_bf16 and this_host().has_bf16
     for name, form in race_formats(run).items():
-        path = run.file("quantize" if form.quantized else "export", form.file)
+        stage = "quantize" if form.quantized else "export"
+        if not run.has(stage, form.file):
+            continue
+        path = run.model(stage, form.file)
         for precision in form.precisions:
-            if precision in run.config.latency.precisions and (precision != "bf16" or bf16) and path.is_file():
+            if precision in run.config.latency.precisions and (precision != "bf16" or bf16):
                 found.append((name, Artifact(path, form.runtime, precision)))
     return found
 
@@ -126,4 +129,4 @@ def run_source(run: Run) -> Source:
     images = calibration_images(
         load_index(run).paths("train"), card.preprocess, run.config.quantize.images, run.config.seed
     )
-    return Source(run.file("export", FORMATS["onnx"].file), card, images, not run.host.has_any(INT8_DOT))
+    return Source(run.model("export", FORMATS["onnx"].file), card, images, not run.host.has_any(INT8_DOT))

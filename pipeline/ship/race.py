@@ -10,7 +10,7 @@ import numpy as np
 from export.artifact import Artifact
 from export.errors import ExportError
 from export.onnx_export import deployable
-from export.parity import LEVEL, compare, confusion, f1_interval, f1_per_class, logits_of, losses, scores
+from export.parity import LEVEL, compare, logits_of, losses, quality, scores
 from export.portability import on_older_cpu, relies_on
 from latency.host import this_host
 from latency.profile import profile as profile_kernels
@@ -96,8 +96,10 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
     split = index.final_split
     final_images, final_labels = (images, labels) if split == "val" else split_arrays(run, card, split)
     final = logits_of(shipped.artifact, final_images)
-    f1, accuracy = scores(final, final_labels)
-    low, high = f1_interval(final_labels, final.argmax(1), len(index.classes))
+    digest = shipped.artifact.subject(run.config.latency.threads).sha256
+    assert shipped.timed is not None
+    if digest != shipped.timed.subject.sha256:
+        raise ExportError(f"{shipped.artifact.path}: it was changed while it was timed; run the stage again")
     portability = _portability(shipped.artifact, images, labels, floor)
     summary = {
         "torch": {"f1_macro": torch_f1, "accuracy": torch_accuracy},
@@ -109,19 +111,10 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
             "path": _shipped_path(run, shipped),
             "runtime": shipped.artifact.runtime,
             "precision": shipped.artifact.precision,
-            "sha256": shipped.artifact.subject(run.config.latency.threads).sha256,
+            "sha256": digest,
         },
         "portability": portability,
-        "quality": {
-            "f1_macro": f1,
-            "f1_low": low,
-            "f1_high": high,
-            "accuracy": accuracy,
-            "split": split,
-            "selected_on": split == "val",
-            "f1_per_class": f1_per_class(final, final_labels, index.classes),
-            "confusion": confusion(final, final_labels),
-        },
+        "quality": quality(final.argmax(1), final_labels, index.classes, split),
         "f1_macro_val": shipped.parity.f1_macro,
     }
     by_photo = {"guesses": [index.classes[i] for i in final.argmax(1)], "losses": losses(final, final_labels)}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from export.all_in import measure_all_in
-from export.artifact import Artifact, ModelCard, remove_model
+from export.artifact import Artifact, ModelCard, remove_model, sha256
 from export.bundle import Evidence, write_bundle
 from export.checks import Limits
 from export.errors import ExportError
@@ -22,7 +22,7 @@ from latency.profile import profile as profile_kernels
 from models.build import profile
 from pipeline import FORMAT
 from pipeline.data.stage import load_index
-from pipeline.errors import PipelineError
+from pipeline.errors import ChangedOutput, PipelineError
 from pipeline.files import write_json
 from pipeline.search.limits import shipped_over
 from pipeline.search.score import score
@@ -97,8 +97,17 @@ def _quantize(run: Run, work: Path) -> dict[str, Any]:
 
 
 def _shipped(run: Run) -> Artifact:
+    """The file that the race chose, if it is still the one that raced. Raises ChangedOutput."""
     shipped = run.read("verify", "race.json")["shipped"]
-    return Artifact(run.folder / shipped["path"], shipped["runtime"], shipped["precision"])
+    stage, name = Path(shipped["path"]).parts
+    artifact = Artifact(run.model(stage, name), shipped["runtime"], shipped["precision"])
+    _same(artifact, shipped["sha256"], "raced")
+    return artifact
+
+
+def _same(artifact: Artifact, digest: str, what: str) -> None:
+    if artifact.subject(1).sha256 != digest:
+        raise ChangedOutput(f"{artifact.path}: it is not the file that {what}; `edgebuild run` does the rest again")
 
 
 def _gate_inputs(run: Run) -> dict[str, Any]:
@@ -120,6 +129,7 @@ def _gate(run: Run, work: Path) -> dict[str, Any]:
     subject = artifact.subject(latency.threads)
     with bar("fresh processes") as tick:
         verdict, measurement = gate(subject, latency.limit_ms, latency.processes, machine=run.machine, tick=tick)
+    _same(artifact, measurement.subject.sha256, "was timed")
     write_json(work / "measurement.json", measurement.as_dict())
     try:
         write_json(work / "profile.json", asdict(profile_kernels(subject, machine=run.machine)))
@@ -198,6 +208,7 @@ def _bundle(run: Run, work: Path) -> dict[str, Any]:
             f"bundle: the gate said {judged['verdict']}: {'; '.join(judged['reasons'])}; only a proven file is packed"
         )
     card, index, artifact = load_checkpoint(_checkpoint(run))[1], load_index(run), _shipped(run)
+    _same(artifact, judged["sha256"], "the gate judged")
     split, facts, portability = index.final_split, model_facts(run), race["portability"]
     truth = [index.classes[i] for i in index.labels(split)]
     evidence = Evidence(
@@ -220,8 +231,9 @@ def _bundle(run: Run, work: Path) -> dict[str, Any]:
         run.say(f"bundle: requirements.txt has versions only, no hashes: {packages.problem}")
     archive = write_bundle(work / "bundle", artifact, card, run.config.latency.threads, packages, evidence)
     return {
-        "folder": str(run.file("bundle", "bundle")),
-        "archive": str(run.file("bundle", archive.name)),
+        "folder": "bundle/bundle",
+        "archive": f"bundle/{archive.name}",
+        "sha256": sha256(archive),
         "archive_bytes": archive.stat().st_size,
         "locked": packages.problem is None,
     }
@@ -255,7 +267,7 @@ def model_facts(run: Run) -> dict[str, Any]:
     spec, card, _ = load_checkpoint(_checkpoint(run))
     shape = profile(spec)
     return {
-        "path": str(artifact.path),
+        "path": artifact.path.relative_to(run.folder).as_posix(),
         "runtime": artifact.runtime,
         "precision": artifact.precision,
         "sha256": run.read("verify", "race.json")["shipped"]["sha256"],

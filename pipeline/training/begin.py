@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import yaml
 from torch import nn
 
 from export.artifact import sha256
 from export.preprocess import Preprocess
 from models.build import build
+from models.documents import read_yaml
 from models.pretrained import Normalisation, check_weights, load_stages
 from models.space import Hyper
 from models.spec import ModelSpec
@@ -26,8 +26,7 @@ from pipeline.training.inputs import Arrays
 def load_student(run: Run) -> tuple[ModelSpec, Hyper]:
     """What the stage `select` chose."""
     path = run.file("select", "student.yaml")
-    document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return ModelSpec.load(path), Hyper(**document["hyper"])
+    return ModelSpec.load(path), Hyper(**read_yaml(path)["hyper"])
 
 
 def load_arrays(run: Run, index: Index, size: int, norm: Normalisation) -> Arrays:

@@ -15,6 +15,7 @@ from models.spec import ModelSpec
 from pipeline.errors import PipelineError
 from pipeline.training.progress import State, read_tensors
 
+_ABOUT = "edgebuild"
 _PIXELS = Normalisation((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
 """-1 to 1"""
 
@@ -36,7 +37,9 @@ def student_card(spec: ModelSpec, classes: tuple[str, ...], fit: str) -> ModelCa
 
 
 def save_student(path: Path, state: State, spec: ModelSpec, card: ModelCard) -> None:
-    save_file(state, path, {"model": json.dumps(spec.document()), "card": card.to_json()})
+    # One entry: safetensors writes several in a random order, and the same weights would have many hashes.
+    about = {"model": spec.document(), "card": card.to_json()}
+    save_file(state, path, {_ABOUT: json.dumps(about, sort_keys=True)})
 
 
 def load_checkpoint(path: Path, model: Path | None = None) -> tuple[ModelSpec, ModelCard, State]:
@@ -48,12 +51,15 @@ def load_checkpoint(path: Path, model: Path | None = None) -> tuple[ModelSpec, M
             metadata = file.metadata() or {}
     except Exception as error:  # safetensors raises its own SafetensorError, which is a plain Exception
         raise PipelineError(f"{path}: not a safetensors checkpoint: {error}") from error
-    if "card" not in metadata:
+    try:
+        about = json.loads(metadata[_ABOUT])
+        card = ModelCard.from_json(about["card"])
+        document = about["model"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise PipelineError(
             f"{path}: no checkpoint of edgebuild's: its metadata holds no card; give one that `edgebuild distill` wrote"
-        )
-    card = ModelCard.from_json(metadata["card"])
-    spec = ModelSpec.load(model) if model else ModelSpec.parse(json.loads(metadata["model"]), source=str(path))
+        ) from error
+    spec = ModelSpec.load(model) if model else ModelSpec.parse(document, source=str(path))
     return spec.with_classes(len(card.classes)), card, read_tensors(path)
 
 

@@ -17,7 +17,7 @@ from pipeline import FORMAT
 from pipeline.data.images import decoded, train_size
 from pipeline.data.index import Index
 from pipeline.data.stage import load_index
-from pipeline.files import write_json
+from pipeline.files import keep, kept, write_json
 from pipeline.show.live import bar
 from pipeline.stages import SCRATCH, Run, Stage
 from pipeline.training.answers import Answers, answers
@@ -60,7 +60,7 @@ def _distill(run: Run, work: Path) -> dict[str, Any]:
     write_json(work / "training.json", record)
     arrays = student_arrays(run, spec)
     logits = predict(restore(spec, result.state, work), arrays.val, arrays)
-    return summary_of(record) | {"f1_per_class": f1_per_class(logits, arrays.val_labels, classes)}
+    return summary_of(record) | {"f1_per_class": f1_per_class(logits.argmax(1), arrays.val_labels, classes)}
 
 
 def student_arrays(run: Run, spec: ModelSpec) -> Arrays:
@@ -129,12 +129,13 @@ def _soft_labels(run: Run, ask: Answers, recipe: Recipe, count: int, folder: Pat
     folder.mkdir(parents=True, exist_ok=True)
     soft = []
     for view in range(recipe.views or 0):
-        file = folder / f"{view}.safetensors"
-        if not file.is_file():
+        file = kept(folder, f"{view}", ".safetensors")
+        if file is None:
             with timing_lock(shared=True):
                 parts = [ask(view, np.arange(start, min(start + 64, count))).cpu() for start in range(0, count, 64)]
-            save_file({"logits": torch.cat(parts)}, file.with_suffix(".partial"))
-            file.with_suffix(".partial").replace(file)
+            partial = folder / "partial.safetensors"
+            save_file({"logits": torch.cat(parts)}, partial)
+            file = keep(partial, folder, f"{view}")
             run.say(f"distill: teacher's answers for view {view + 1} of {recipe.views}")
         soft.append(load_file(file)["logits"])
     return soft

@@ -1,6 +1,5 @@
 """How far a training has come: its epochs, and the folder from which a killed one goes on."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.files import write_json
+from pipeline.files import keep, kept, read_record, write_record
 
 State = dict[str, Tensor]
 _STATE = "state.json"
@@ -30,9 +29,30 @@ def on_cpu(state: State) -> State:
     return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items()}
 
 
+@dataclass(frozen=True)
+class _Saved:
+    history: list[Epoch]
+    best: Epoch
+    groups: list[dict[str, Any]]
+    last_file: Path
+    best_file: Path
+
+
+def _saved(folder: Path) -> _Saved | None:
+    """What `Checkpoints.save` wrote, if it is whole: else the training begins anew."""
+    record = read_record(folder / _STATE)
+    if record is None:
+        return None
+    history, best = [Epoch(**e) for e in record["history"]], Epoch(**record["best"])
+    last_file, best_file = (kept(folder, s, ".safetensors") for s in (f"last-{len(history)}", f"best-{best.epoch}"))
+    if last_file is None or best_file is None:
+        return None
+    return _Saved(history, best, record["groups"], last_file, best_file)
+
+
 def begun(folder: Path) -> bool:
     """Whether there is something to go on from."""
-    return (folder / _STATE).is_file()
+    return _saved(folder) is not None
 
 
 class Checkpoints:
@@ -44,27 +64,28 @@ class Checkpoints:
 
     def save(self, history: list[Epoch], best: Epoch | None, best_state: State | None) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        last = self._folder / f"last-{len(history)}.safetensors"
-        save_file(self._tensors(), last)
+        last = self._keep(self._tensors(), f"last-{len(history)}")
         if best_state is not None:
             assert best is not None
-            save_file(best_state, self._folder / f"best-{best.epoch}.safetensors")
+            self._keep(best_state, f"best-{best.epoch}")
         groups = [_plain(group) for group in self._optimizer.state_dict()["param_groups"]]
         record = {"history": [asdict(e) for e in history], "best": best and asdict(best), "groups": groups}
-        write_json(self._state, record)
-        keep = {last.name, f"best-{best.epoch}.safetensors" if best else ""}
+        write_record(self._state, record)
         for file in self._folder.glob("*.safetensors"):
-            if file.name not in keep:
+            if file != last and not (best and file.name.startswith(f"best-{best.epoch}.")):
                 file.unlink()
 
+    def _keep(self, tensors: State, stem: str) -> Path:
+        partial = self._folder / "partial.safetensors"
+        save_file(tensors, partial)
+        return keep(partial, self._folder, stem)
+
     def restore(self) -> tuple[list[Epoch], Epoch | None, State]:
-        if not begun(self._folder):
+        saved = _saved(self._folder)
+        if saved is None:
             return [], None, {}
-        record = json.loads(self._state.read_text())
-        history = [Epoch(**e) for e in record["history"]]
-        best = Epoch(**record["best"])
-        self._load(read_tensors(self._folder / f"last-{len(history)}.safetensors"), record["groups"])
-        return history, best, read_tensors(self._folder / f"best-{best.epoch}.safetensors")
+        self._load(read_tensors(saved.last_file), saved.groups)
+        return saved.history, saved.best, read_tensors(saved.best_file)
 
     def _tensors(self) -> State:
         tensors = {f"model.{k}": v for k, v in self._model.state_dict().items()}

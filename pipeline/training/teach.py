@@ -18,13 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from export.artifact import sha256
 from models.language import canonical_hash, first_line
 from models.pretrained import Normalisation, freeze_until, network, normalisation
 from pipeline import FORMAT
 from pipeline.config import Teacher
 from pipeline.data.stage import load_index
 from pipeline.errors import PipelineError
-from pipeline.files import write_json
+from pipeline.files import read_record, write_json, write_record
 from pipeline.show.live import bar, best_so_far
 from pipeline.stages import SCRATCH, Run, Stage
 from pipeline.study import alive, database_url, open_study, take_up
@@ -37,7 +38,7 @@ from pipeline.training.progress import Epoch
 
 CHECKPOINTS = f"{SCRATCH}/checkpoints"
 _WEIGHTS, _RECORD = "teacher.safetensors", "training.json"
-_CLASSES, _DATA = "classes", "data"
+_ABOUT, _CLASSES, _DATA = "edgebuild", "classes", "data"
 """In the metadata of its weights: what it was trained for, and on which photos."""
 _KEYS = ("learning_rate", "epochs", "input_size", "batch", "n_select", "mixup")
 
@@ -97,12 +98,16 @@ def check_origin(run: Run) -> None:
             metadata = file.metadata() or {}
     except SafetensorError:
         return  # told by whoever reads it
-    known = metadata.get(_CLASSES)
-    if metadata.get(_DATA, index.hash) != index.hash:
+    try:
+        about = dict(json.loads(metadata.get(_ABOUT, "{}")))
+    except (TypeError, ValueError, RecursionError):
+        about = {}
+    known = about.get(_CLASSES)
+    if about.get(_DATA, index.hash) != index.hash:
         run.say(f"teacher.weights: {weights}: a teacher of other photos or splits: it may have seen val/ and test/")
-    if known is not None and tuple(json.loads(known)) != classes:
+    if known is not None and list(known) != list(classes):
         raise PipelineError(
-            f"teacher.weights: {weights}: a teacher of other classes ({', '.join(json.loads(known))}) than the data's "
+            f"teacher.weights: {weights}: a teacher of other classes ({', '.join(map(str, known))}) than the data's "
             f"({', '.join(classes)}); give weights that know no classes, or the teacher of this data"
         )
 
@@ -130,8 +135,12 @@ def _teach(run: Run, work: Path) -> dict[str, Any]:
             _try(run, folder, study, trial)
     best = study.best_trial
     trials = [{"params": t.params, "f1_macro": t.value, "state": t.state.name.lower()} for t in study.trials]
-    record = json.loads((folder / _RECORD).read_text()) | {"trials": trials}
-    write_json(work / _RECORD, record)
+    record = read_record(folder / _RECORD)
+    if record is None or not (folder / _WEIGHTS).is_file() or sha256(folder / _WEIGHTS) != record["weights"]:
+        run.say(f"teach: {folder}: its weights or their record were damaged; training again")
+        shutil.rmtree(folder)
+        return _teach(run, work)
+    write_json(work / _RECORD, record | {"trials": trials})
     shutil.copyfile(folder / _WEIGHTS, work / _WEIGHTS)
     shutil.rmtree(folder / SCRATCH, ignore_errors=True)
     return summary_of(record) | {"hyper": record["hyper"], "trials": len(trials), "best_trial": best.number}
@@ -201,8 +210,11 @@ def _try(run: Run, folder: Path, study: optuna.Study, trial: optuna.Trial) -> No
         return
     best = max((t.value for t in study.trials if t.state == TrialState.COMPLETE and t.value is not None), default=-1.0)
     if result.best.f1_macro > best:
-        save_file(result.state, folder / _WEIGHTS, {_CLASSES: json.dumps(index.classes), _DATA: index.hash})
-        write_json(folder / _RECORD, {"format": FORMAT, "hyper": hyper, **result.record()})
+        # One entry: see save_student.
+        about = {_CLASSES: index.classes, _DATA: index.hash}
+        save_file(result.state, folder / _WEIGHTS, {_ABOUT: json.dumps(about, sort_keys=True)})
+        record = {"format": FORMAT, "hyper": hyper, "weights": sha256(folder / _WEIGHTS), **result.record()}
+        write_record(folder / _RECORD, record)
     study.tell(trial, result.best.f1_macro)
 
 

@@ -18,6 +18,7 @@ from pipeline.run import report, standing
 from pipeline.stages import Run, run_config
 from tests.browser import chromium, opened, until
 from tests.conftest import ROOT
+from tests.golden.make_run import seal
 
 __all__ = ["chromium"]
 
@@ -44,11 +45,17 @@ def golden(folder: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         demo.draw("dots", rng).save(path)
     (run / "data/index.json").write_text(json.dumps(index))
+    return sealed(run)
+
+
+def sealed(run: Path) -> Path:
+    """As a run that had found what its records say now."""
+    seal(run)
     return run
 
 
 def opened_run(folder: Path) -> Run:
-    return Run(folder, check_config(run_config(folder), "config.yaml"), print)
+    return Run(sealed(folder), check_config(run_config(folder), "config.yaml"), print)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,301 @@
+"""A run folder of which something was changed: nothing that was found out about a file is said of another one."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from export.artifact import Artifact, sha256
+from pipeline.config import load_config
+from pipeline.data.images import decoded
+from pipeline.data.index import scan
+from pipeline.errors import ChangedOutput, PipelineError
+from pipeline.files import keep, kept, read_record, write_record
+from pipeline.stages import MANIFEST, RESULT, Run, open_run, run_config
+from tests.conftest import draw_photos
+from tests.faults.bundles import flip_byte
+
+# --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_that_was_edited_cut_or_emptied_is_none(tmp_path):
+    path = tmp_path / "record.json"
+    write_record(path, {"f1_macro": 0.69, "verdict": "fail", "rows": [1, 2.5, None, float("nan")]})
+    whole = path.read_text()
+    assert read_record(path)["f1_macro"] == 0.69
+    for text in (
+        whole.replace("0.69", "0.99"),
+        whole.replace("fail", "pass"),
+        whole[:-9],
+        "",
+        "[]",
+        "[" * 60_000,
+        "{}",
+    ):
+        path.write_text(text)
+        assert read_record(path) is None, text[:40]
+    path.unlink()
+    assert read_record(path) is None
+
+
+def test_a_kept_file_that_was_damaged_is_removed(tmp_path):
+    partial = tmp_path / "partial.npy"
+    for content in (b"one", b"two"):
+        partial.write_bytes(content)
+        path = keep(partial, tmp_path, "val-[64]")
+        assert kept(tmp_path, "val-[64]", ".npy") == path
+        assert kept(tmp_path, "val", ".npy") is None
+        path.write_bytes(b"other")
+        assert kept(tmp_path, "val-[64]", ".npy") is None
+        assert not path.exists()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    draw_photos(folder, train=4, val=4)
+    return folder
+
+
+def preprocess():
+    from export.preprocess import Preprocess
+
+    return Preprocess(32)
+
+
+@pytest.mark.parametrize("damage", ["half zeroed", "cut", "another image"])
+def test_a_damaged_cache_of_images_is_made_anew(photos, tmp_path, damage):
+    index = scan(photos, 0)
+    before = np.array(decoded(index, "val", preprocess(), tmp_path))
+    (cache,) = tmp_path.iterdir()
+    data = bytearray(cache.read_bytes())
+    if damage == "half zeroed":
+        data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    elif damage == "cut":
+        data = data[:-500]
+    else:
+        data[-3072:] = data[-6144:-3072]
+    cache.write_bytes(data)
+    assert (np.array(decoded(index, "val", preprocess(), tmp_path)) == before).all()
+    assert [p.name for p in tmp_path.iterdir()] == [cache.name]
+
+
+def test_an_image_that_was_replaced_since_the_data_was_read_is_not_trained_on(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    index = scan(tmp_path / "photos", 0)
+    path = index.paths("train")[3]
+    path.write_bytes(index.paths("train")[4].read_bytes())
+    with pytest.raises(PipelineError, match="it was changed since the data was read"):
+        decoded(index, "train", preprocess(), tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_the_same_weights_have_one_hash(tmp_path):
+    """safetensors writes the entries of its metadata in a random order."""
+    from models.build import build
+    from models.spec import ModelSpec
+    from pipeline.training.checkpoint import load_checkpoint, save_student, student_card
+
+    spec = ModelSpec.load("cpu_small").with_classes(3)
+    state = build(spec).state_dict()
+    card = student_card(spec, ("a", "b", "c"), "squash")
+    hashes = set()
+    for i in range(6):
+        save_student(tmp_path / f"{i}.safetensors", state, spec, card)
+        hashes.add(sha256(tmp_path / f"{i}.safetensors"))
+    assert len(hashes) == 1
+    again, known, weights = load_checkpoint(tmp_path / "0.safetensors")
+    assert (again.hash, known) == (spec.hash, card)
+    assert all(torch.equal(weights[k], v) for k, v in state.items())
+
+
+def test_a_training_whose_checkpoint_was_damaged_begins_anew(tmp_path):
+    from pipeline.training.progress import Checkpoints, Epoch, begun, on_cpu
+
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    epoch = Epoch(0, 1.0, 1.0, 0.5, 0.5, 100.0)
+    for damaged in ("state.json", "last-1.", "best-0."):
+        folder = tmp_path / damaged
+        saved = Checkpoints(folder, model, None, optimizer)
+        saved.save([epoch], epoch, on_cpu(model.state_dict()))
+        assert begun(folder)
+        assert saved.restore()[0] == [epoch]
+        (path,) = [p for p in folder.iterdir() if p.name.startswith(damaged)]
+        flip_byte(path)
+        assert not begun(folder)
+        assert saved.restore() == ([], None, {})
+
+
+# --- a whole run -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tiny_run, tmp_path):
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+def shipped_file(folder):
+    shipped = json.loads((folder / "verify/race.json").read_text())["shipped"]
+    path = folder / shipped["path"]
+    return path.with_suffix(".bin") if path.suffix == ".xml" else path
+
+
+def spoil(path):
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 4000] = bytes(b ^ 255 for b in data[middle : middle + 4000])
+    path.write_bytes(data)
+
+
+@pytest.mark.slow
+def test_a_changed_model_is_neither_judged_nor_packed_and_run_repairs_it(cli, tiny, folder):
+    """4,000 bytes of the shipped file, and the stages after it are to be done again."""
+    model = shipped_file(folder)
+    before = sha256(model)
+    spoil(model)
+    for stage in ("bundle", "gate"):
+        shutil.rmtree(folder / stage)
+        done = cli(stage, "--run-dir", folder)
+        assert done.returncode == 2, done.stderr
+        assert f"{model.name}" in done.stderr
+        assert "changed since" in done.stderr
+        assert not (folder / stage / MANIFEST).exists()
+    done = cli("run", "-c", tiny, "--run-dir", folder, "--json")
+    assert done.returncode in (0, 3), done.stderr
+    assert f"{model.parent.name}: {model.parent.name}/{model.name} was changed since it was written" in done.stderr
+    result = json.loads(done.stdout)
+    assert sha256(shipped_file(folder)) == before, "the same weights give the same file"
+    artifact = Artifact(folder / result["model"]["path"], result["model"]["runtime"], result["model"]["precision"])
+    gated = json.loads((folder / "gate/gate.json").read_text())
+    assert artifact.subject(1).sha256 == result["model"]["sha256"] == gated["sha256"]
+    if done.returncode == 0:
+        packed = json.loads((folder / "bundle/bundle/manifest.json").read_text())
+        assert packed["model"]["sha256"] == packed["evidence"]["latency"]["subject"]["sha256"] == gated["sha256"]
+
+
+READS = {
+    "select": "search/trials.json",
+    "teach": "select/student.yaml",
+    "export": "distill/student.safetensors",
+    "quantize": "export/model.onnx",
+    "verify": "data/index.json",
+    "gate": "verify/race.json",
+    "bundle": "gate/gate.json",
+    "preflight": "bundle/bundle.tar.gz",
+}
+
+
+def test_every_file_of_a_stage_but_its_own_manifest_is_covered(tmp_path):
+    from pipeline.stages import Stage, perform
+
+    def work(run, folder):
+        (folder / "bundle").mkdir()
+        (folder / "bundle/manifest.json").write_text("{}")
+        return {}
+
+    with open_run(tmp_path / "run", load_config("demo"), print) as run:
+        perform(Stage("bundle", (), lambda run: {}, work), run)
+        assert run.manifest("bundle")["outputs"].keys() == {"bundle/manifest.json"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", READS)
+def test_no_stage_uses_what_was_changed(cli, folder, stage):
+    path = folder / READS[stage]
+    flip_byte(path)
+    shutil.rmtree(folder / stage)
+    done = cli(stage, "--run-dir", folder)
+    assert done.returncode == 2, done.stderr
+    assert "was changed since" in done.stderr
+    assert path.name in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / stage / MANIFEST).exists()
+
+
+@pytest.mark.slow
+def test_a_report_uses_nothing_that_was_edited(cli, folder):
+    result = json.loads((folder / RESULT).read_text())
+    report = folder / "report.html"
+
+    def told():
+        done = cli("report", "--run-dir", folder, "--json")
+        assert "Traceback" not in done.stderr
+        return done, json.loads(done.stdout)["verdict"] if done.returncode == 0 else None
+
+    (folder / RESULT).write_text(json.dumps(result | {"verdict": "fail"}))
+    done, verdict = told()
+    assert verdict == result["verdict"], "it is reckoned anew from the stages"
+    assert "result.json is damaged, or was edited" in done.stderr
+    f1 = result["quality"]["f1_macro"]
+    for name in ("verify/race.json", "verify/manifest.json"):
+        path = folder / name
+        text = path.read_text()
+        assert repr(f1) in text
+        path.write_text(text.replace(repr(f1), "0.73219"))
+        done, verdict = told()
+        assert verdict == "unfinished"
+        assert "verify/" in done.stderr
+        assert "0.7322" not in report.read_text()
+        path.write_text(text)
+    flip_byte(shipped_file(folder))
+    done, verdict = told()
+    assert verdict == "unfinished"
+    assert shipped_file(folder).name in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_folder_may_be_moved(cli, tiny, folder, tmp_path):
+    moved = tmp_path / "elsewhere" / "renamed"
+    moved.parent.mkdir()
+    folder.rename(moved)
+    done = cli("report", "--run-dir", moved, "--json")
+    assert json.loads(done.stdout)["verdict"] == "pass", done.stderr
+    result = json.loads((moved / RESULT).read_text())
+    for name in (result["bundle"]["archive"], result["bundle"]["folder"], result["model"]["path"]):
+        assert (moved / name).exists()
+    done = cli("run", "-c", tiny, "--run-dir", moved, "--json")
+    assert done.returncode == 0, done.stderr
+    assert all(s["skipped"] for s in json.loads(done.stdout)["stages"])
+
+
+@pytest.mark.slow
+def test_the_demos_images_move_with_the_run(tmp_path):
+    """They are an output of the stage `data`."""
+    from pipeline.data.stage import DATA, load_index
+    from pipeline.stages import perform
+
+    with open_run(tmp_path / "run", load_config("demo"), print) as run:
+        perform(DATA, run)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    index = load_index(Run(tmp_path / "moved", load_config("demo"), print))
+    assert all(p.is_file() for p in index.paths("val"))
+
+
+DAMAGED = ["data/manifest.json", "verify/manifest.json", "result.json", ".id", "study/trained/*.json", "config.yaml"]
+
+
+@pytest.mark.slow
+def test_files_that_were_cut_short_are_repaired_or_named(cli, tiny, folder):
+    for names, code in ((DAMAGED[:-1], 0), (DAMAGED[-1:], 2)):
+        for path in (p for name in names for p in folder.glob(name)):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        done = cli("report", "--run-dir", folder, "--json")
+        assert "Traceback" not in done.stderr
+        assert done.returncode == code, done.stderr
+    with pytest.raises(PipelineError, match="give the config that the run was begun with"):
+        run_config(folder)
+    done = cli("run", "-c", tiny, "--run-dir", folder, "--json")
+    assert done.returncode in (0, 3), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "verify: verify/manifest.json is damaged, or of another version: it is done again" in done.stderr
+
+
+def test_what_is_asked_of_a_stage_that_is_not_there(tmp_path):
+    (tmp_path / "run").mkdir()
+    run = Run(tmp_path / "run", load_config("demo"), print)
+    assert not run.has("verify", "race.json")
+    with pytest.raises(ChangedOutput, match="the stage verify is not done, or its manifest is damaged"):
+        run.read("verify", "race.json")
