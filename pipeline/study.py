@@ -4,6 +4,7 @@ mean the same by a trial, and with trials that a killed worker left taken up aga
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import sqlite3
 import threading
@@ -29,11 +30,20 @@ HEARTBEAT_S, GRACE_S = 10, 60
 _UNBORN = timedelta(minutes=5)
 """A trial that for so long has no worker yet lost it before its first sign of life."""
 _RETRIES = 3
-"""Of one trial: what kills its worker four times is no accident. Interrupts are the user's doing."""
+"""Retries of one trial. A trial whose worker was killed four times is set aside and tried once more at the end: it may
+be the cause, or a healthy candidate on a machine that was switched off. Interrupts by the user do not count."""
 _OPENED = 3
 """Two that find an empty database at once both make its tables, and one fails."""
 FREE = "free"
 """The attribute of a trial whose training another search made, under other limits: the budget does not count it."""
+DETAILS = "details"
+"""The user attribute of a trial that holds what is known about its network, at least under the names in MEASURED."""
+MEASURED: dict[str, type] = {
+    **dict.fromkeys(("params", "macs", "input_size"), int),
+    **dict.fromkeys(("graph", "timings"), list),
+    **dict.fromkeys(("spec", "hyper"), dict),
+    "form": str,
+}
 _WORKER, _MEANING, _TRIES, _AGAIN, _INTERRUPTED = "worker", "meaning", "tries", "again_of", "interrupted"
 _REFERENCES = "control_ms"
 
@@ -126,7 +136,8 @@ def load_study(url: str, name: str) -> optuna.Study:
 
 def agree(study: optuna.Study, meaning: dict[str, Any]) -> None:
     """Raises PipelineError where the study was begun with another meaning."""
-    known = study.user_attrs.get(_MEANING) or {}
+    known = study.user_attrs.get(_MEANING)
+    known = known if isinstance(known, dict) else {}
     different = [k for k, v in meaning.items() if known.get(k) != _short(v)]
     if different:
         raise PipelineError(
@@ -261,10 +272,31 @@ def _fail(study: optuna.Study, left: FrozenTrial, retries: int | None = _RETRIES
 
 def _try_again(study: optuna.Study, left: FrozenTrial, retries: int | None = _RETRIES) -> None:
     """Its parameters, and what it was planned as: all else is found out anew."""
-    tries = left.user_attrs.get(_TRIES, 0) + (_INTERRUPTED not in left.user_attrs)
+    tries = _tries(left) + (_INTERRUPTED not in left.user_attrs)
     planned = {k: v for k, v in left.user_attrs.items() if k == FREE}
     if retries is None or tries <= retries:
         study.enqueue_trial(known_params(left), user_attrs={**planned, _TRIES: tries, _AGAIN: left.number})
+
+
+def try_set_aside(study: optuna.Study) -> int:
+    """Enqueue the trials that were set aside for a last try. Returns how many there are."""
+    found = [
+        t
+        for t in own_trials(study)
+        if t.state == TrialState.FAIL and "error_kind" not in t.user_attrs and t.user_attrs.get(_TRIES) == _RETRIES
+    ]
+    for left in found:
+        study.enqueue_trial(known_params(left), user_attrs={_TRIES: _RETRIES + 1, _AGAIN: left.number})
+    return len(found)
+
+
+def is_last_try(trial: FrozenTrial) -> bool:
+    return _tries(trial) > _RETRIES
+
+
+def _tries(trial: FrozenTrial) -> int:
+    tries = trial.user_attrs.get(_TRIES, 0)
+    return tries if isinstance(tries, int) else 0
 
 
 def known_params(trial: FrozenTrial) -> dict[str, Any]:
@@ -273,7 +305,54 @@ def known_params(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def own_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """All but those that are tried again."""
+    """The study's trials, except those that are tried again and those that another program finished."""
     trials = study.get_trials(deepcopy=False)
-    again = {t.user_attrs[_AGAIN] for t in trials if _AGAIN in t.user_attrs}
-    return [t for t in trials if t.number not in again]
+    again = {number for t in trials if (number := _again_of(t)) is not None}
+    return [t for t in trials if t.number not in again and not foreign(t)]
+
+
+def _again_of(trial: FrozenTrial) -> int | None:
+    """The number of the earlier trial that this one tries again."""
+    number = trial.user_attrs.get(_AGAIN)
+    return number if isinstance(number, int) and _TRIES in trial.user_attrs and number < trial.number else None
+
+
+def foreign(trial: FrozenTrial) -> bool:
+    """Whether a finished trial lacks what a search records: it was added by hand or by another program."""
+    attrs = trial.user_attrs
+    if not trial.state.is_finished():
+        return False
+    if trial.state == TrialState.FAIL:  # it may have failed before it was measured, or before it was trained
+        measured, trained = not attrs.keys().isdisjoint(("latency_ms", "over_limit", DETAILS)), "f1_by_epoch" in attrs
+    else:
+        measured, trained = True, trial.state == TrialState.COMPLETE or not attrs.keys().isdisjoint(_OF_TRAINING)
+    return not ((not measured or _is_measured(attrs)) and (not trained or _is_trained(attrs)))
+
+
+_OF_TRAINING = ("training", "f1_by_epoch")
+
+
+def _is_measured(attrs: dict[str, Any]) -> bool:
+    details, over = attrs.get(DETAILS), attrs.get("over_limit")
+    latency_ms: Any = attrs.get("latency_ms")
+    return (
+        isinstance(details, dict)
+        and all(isinstance(details.get(name), kind) for name, kind in MEASURED.items())
+        and "backbone" in details["spec"]
+        and isinstance(over, dict)
+        and bool(over)
+        and all(_is_number(share) for share in over.values())
+        and _is_number(latency_ms)
+        and latency_ms > 0
+    )
+
+
+def _is_trained(attrs: dict[str, Any]) -> bool:
+    curve = attrs.get("f1_by_epoch")
+    if not (isinstance(curve, list) and curve and isinstance(attrs.get("training"), str)):
+        return False
+    return all(_is_number(f1) and 0 <= f1 <= 1 for f1 in (*curve, attrs.get("f1_macro")))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

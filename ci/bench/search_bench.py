@@ -50,9 +50,9 @@ from pipeline.search.front import hypervolume
 from pipeline.search.limits import best_form
 from pipeline.search.loop import run_search
 from pipeline.search.stopping import Curve, replay
-from pipeline.search.tally import DETAILS, fate
+from pipeline.search.tally import fate
 from pipeline.stages import Run, perform
-from pipeline.study import open_study, own_trials
+from pipeline.study import DETAILS, open_study, own_trials
 from pipeline.training.begin import load_arrays
 from pipeline.training.checkpoint import student_card
 

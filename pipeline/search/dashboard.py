@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 
 import optuna
-import yaml
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna_dashboard import get_note, save_note
 
+from models.documents import dump_yaml
 from models.spec import ModelSpec
 from pipeline.config import BuildConfig
 
@@ -44,5 +44,5 @@ def attach(trial: optuna.Trial, spec: ModelSpec, folder: Path) -> None:
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "model.yaml"
-        file.write_text(yaml.safe_dump(spec.document(), sort_keys=False, default_flow_style=None))
+        file.write_text(dump_yaml(spec.document(), default_flow_style=None))
         upload_artifact(artifact_store=FileSystemArtifactStore(store), file_path=str(file), study_or_trial=trial)

@@ -29,6 +29,7 @@ from scipy.stats import norm
 from models.joined import SPACE, JoinedSpace
 from models.language import SpecError
 from pipeline.search.gaussian import LEAST, Code, Model
+from pipeline.study import foreign
 
 STARTUP = 10
 """Trials measured before latency is modelled, and trained before F1 is."""
@@ -120,7 +121,7 @@ class ExpectedFront(BaseSampler):
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
     def _propose(self, trials: Sequence[FrozenTrial], number: int) -> Draw | None:
-        done = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        done = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and not foreign(t)]
         measured = [t for t in done if "latency_ms" in t.user_attrs]
         if len(measured) < STARTUP:
             return None

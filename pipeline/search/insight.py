@@ -11,8 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial
 
-from pipeline.search.tally import DETAILS
-from pipeline.study import quiet_optuna
+from pipeline.study import DETAILS, quiet_optuna
 
 _TOP = 0.2
 """Share of the trials that counts as good: PED-ANOVA wants five at least (its documentation), so 25 trials in all."""

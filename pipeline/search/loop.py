@@ -1,6 +1,5 @@
 """The loop of a search: what is tried first, candidate after candidate until the budget is used, and why it is over."""
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +8,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from latency.errors import LatencyError
+from pipeline.errors import PipelineError
+from pipeline.files import read_record
 from pipeline.search.basis import Search
 from pipeline.search.insight import what_helps
 from pipeline.search.limits import limits_of
@@ -17,9 +18,21 @@ from pipeline.search.samplers import warning
 from pipeline.search.spaces import check_space
 from pipeline.search.tally import TRAINED, Tally, all_at_work, fate, nearest_miss, rows_of, summary, used_up
 from pipeline.search.trial import LOST, UNFIT, evaluate, no_timing, timed
-from pipeline.study import FREE, agree, alive, known_params, one_at_a_time, own_trials, take_up, take_up_lost
+from pipeline.study import (
+    FREE,
+    agree,
+    alive,
+    is_last_try,
+    known_params,
+    one_at_a_time,
+    own_trials,
+    take_up,
+    take_up_lost,
+    try_set_aside,
+)
 
 _WAIT_S = 1.0
+_ROUNDING = 1e-6
 _HINT_AFTER = 30
 """Rejects without a single candidate that keeps the limits, after which it is said what would help."""
 
@@ -47,6 +60,7 @@ def prepare(search: Search, timer: Timer) -> optuna.Study:
         search.say(unfit)
     study = search.open()
     take_up(study, search.worker, alone=search.config.search.storage is None)
+    _refuse_edited(study, search)
     wanted = list(search.config.search.start)
     if search.config.search.sampler == "sweep":
         wanted += _slowest_first(search, timer)
@@ -58,6 +72,20 @@ def prepare(search: Search, timer: Timer) -> optuna.Study:
             study.enqueue_trial(params, user_attrs=attrs)
             tried.append(params)
     return study
+
+
+def _refuse_edited(study: optuna.Study, search: Search) -> None:
+    """Raises PipelineError where the study says another F1 than the record of the same training."""
+    for trial in own_trials(study):
+        if fate(trial) != TRAINED:
+            continue
+        known, said = search.trainer.known(trial.user_attrs["training"]), trial.user_attrs["f1_macro"]
+        if known and abs(max(known) - said) > _ROUNDING:
+            raise PipelineError(
+                f"search: trial {trial.number} of the study says F1 {said:.4f}, the record of its training "
+                f"{max(known):.4f}: the database was edited. Remove {search.folder / 'study.db'} and search again; "
+                "measurements and trainings are kept"
+            )
 
 
 def work(search: Search, study: optuna.Study, timer: Timer) -> str:
@@ -74,11 +102,15 @@ def step(search: Search, study: optuna.Study, timer: Timer) -> str | None:
     take_up_lost(study)
     trials = own_trials(study)
     tally = Tally.of(trials, config.latency.limit_ms)
-    if reason := used_up(tally, config):
+    waiting = [t for t in trials if t.state == TrialState.WAITING]
+    reason = used_up(tally, config)
+    if not reason and sweeps and not waiting and not tally.at_work:
+        reason = f"all {tally.asked} combinations tried (search.sampler)"
+    if reason and not waiting and tally.minutes < config.search.max_minutes and (count := try_set_aside(study)):
+        search.say(f"search: {count} candidates whose process was ended again and again are tried a last time")
+        waiting = [t for t in own_trials(study) if t.state == TrialState.WAITING]
+    if reason and not any(is_last_try(t) for t in waiting):
         return reason
-    waiting = any(t.state == TrialState.WAITING for t in trials)
-    if sweeps and not waiting and not tally.at_work:
-        return f"all {tally.asked} combinations tried (search.sampler)"
     if all_at_work(tally, config) or (sweeps and not waiting):
         time.sleep(_WAIT_S)
         return None
@@ -96,7 +128,7 @@ def _carried_over(search: Search) -> list[tuple[dict[str, Any], dict[str, Any]]]
     """Of studies of another limit, host or runtime in this folder, what was trained: timed again, not trained again.
     Where it was found under other limits it uses up nothing of the budget, for these ask for other candidates."""
     records = sorted((search.folder / "trained").glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
-    known = [json.loads(r.read_text()) for r in records]
+    known = [k for r in records if (k := read_record(r))]
     limits = limits_of(search.config)
     return [
         (k["params"], {FREE: True} if k.get("limits", limits) != limits else {})

@@ -1,6 +1,5 @@
 """Latency of a candidate, measured in the forms in which it can ship, once for each graph, size, form and host."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from models.build import build
 from models.spec import ModelSpec
 from pipeline import FORMAT
 from pipeline.errors import PipelineError
-from pipeline.files import write_json
+from pipeline.files import read_record, write_record
 
 _PLAN = Plan(samples=150, seconds=0.4, warmup_seconds=0.3)
 _CONTROL_PLAN = Plan(samples=400, seconds=1.0)
@@ -151,7 +150,7 @@ class CandidateTimer:
                 if known is None:
                     artifact = write_form(spec, card, seed, form, file, self._host)
                     known = self._measure(artifact.subject(self._threads), artifact.size_bytes)
-                    write_json(record, known)
+                    write_record(record, known)
                 timings.append(self._timing(known, form))
         return sorted(timings, key=lambda t: t.p90_ms)
 
@@ -169,9 +168,9 @@ class CandidateTimer:
 
     def _known(self, path: Path) -> dict[str, Any] | None:
         """A record that says all that is asked, and was not cut short as hopeless against a lower limit."""
-        if not path.is_file():
+        record = read_record(path)
+        if record is None:
             return None
-        record: dict[str, Any] = json.loads(path.read_text())
         samples = record["runs"][0]["samples_ms"]
         cut_short = len(samples) < self._plan.least
         hopeless = self._plan.hopeless_ms is not None and min(samples) > self._plan.hopeless_ms
@@ -204,8 +203,10 @@ class CandidateTimer:
         if runtime in self._references:
             return self._references[runtime]
         path = self._folder / f"control-{runtime}-{self._threads}-{self._host.key}.json"
-        if not path.is_file():
+        known = read_record(path)
+        if known is None:
             run = self._timer.time(Subject.of(CONTROL, runtime, "f32", self._threads), _CONTROL_PLAN).runs[0]
-            write_json(path, {"p50_ms": percentile(run.samples_ms, 50), "format": FORMAT})
-        p50_ms: float = json.loads(path.read_text())["p50_ms"]
+            known = {"p50_ms": percentile(run.samples_ms, 50), "format": FORMAT}
+            write_record(path, known)
+        p50_ms: float = known["p50_ms"]
         return p50_ms

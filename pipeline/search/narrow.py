@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import hypergeom
 
+from models.documents import dump_yaml
 from models.joined import SPACE, JoinedSpace
 from pipeline.config import BuildConfig
 from pipeline.errors import PipelineError
@@ -224,10 +224,10 @@ def write_round2(config: BuildConfig, found: Narrowed, path: Path, origin: str) 
     subset = round(min(1.0, config.search.subset * _MORE_PHOTOS), 3)
     lines = [
         f"# Round 2, by `edgebuild narrow` from {origin}: {found.measured} candidates, {found.trained} of them trained",
-        yaml.safe_dump(document, sort_keys=False).rstrip(),
+        dump_yaml(document).rstrip(),
         "search:",
         *head,
-        *(f"  {line}" for line in (yaml.safe_dump(search, sort_keys=False).splitlines() if search else ())),
+        *(f"  {line}" for line in (dump_yaml(search).splitlines() if search else ())),
         f"  subset: {subset:g}  # {config.search.subset:g} in round 1: what is left lies closer together",
     ]
     kept = "as in round 1"
@@ -247,5 +247,5 @@ def _of_spaces(values: dict[str, Any], spaces: list[str]) -> dict[str, Any]:
 
 
 def _flow(value: Any) -> str:
-    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
+    text: str = dump_yaml(value, default_flow_style=True, width=10**6)
     return text.removesuffix("...\n").strip()

@@ -5,9 +5,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from models.build import profile
+from models.documents import dump_yaml
 from models.space import Hyper
 from models.spec import ModelSpec
 from pipeline import FORMAT
@@ -93,7 +92,7 @@ def _select_named(run: Run, work: Path) -> dict[str, Any]:
         "model": spec.document(),
     }
     _write_student(work, student)
-    path = str(run.file("select", "student.yaml"))
+    path = "select/student.yaml"
     return {"trial": None, "student": path, "measurement": measurement, "table": []}
 
 
@@ -146,7 +145,7 @@ def _select_found(run: Run, work: Path) -> dict[str, Any]:
     _write_student(work, student)
     return {
         "trial": chosen.trial,
-        "student": str(run.file("select", "student.yaml")),
+        "student": "select/student.yaml",
         "table": [
             {
                 **asdict(row),
@@ -176,7 +175,7 @@ def _finalists(run: Run, rule: Rule, trials: dict[int, Any], rows: list[Row], fi
 
 
 def _write_student(work: Path, student: dict[str, Any]) -> None:
-    (work / "student.yaml").write_text(yaml.safe_dump(student, sort_keys=False, default_flow_style=None))
+    (work / "student.yaml").write_text(dump_yaml(student, default_flow_style=None))
 
 
 SELECT = Stage("select", ("data", "search"), _inputs, _select)

@@ -1,6 +1,5 @@
 """The short training by which a search judges a candidate, and its record, so that the same is never trained twice."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from models.language import canonical_hash
 from models.space import Candidate, Hyper
 from models.spec import ModelSpec
 from pipeline.config import Augment, BuildConfig
-from pipeline.files import write_json
+from pipeline.files import read_record, write_record
 from pipeline.search.limits import limits_of
 from pipeline.show.live import bar
 from pipeline.training.checkpoint import is_pretrained
@@ -43,10 +42,8 @@ class Trainer:
 
     def known(self, key: str) -> tuple[float, ...] | None:
         """F1 by epoch, where the same was trained before."""
-        record = self.folder / f"{key}.json"
-        if not record.is_file():
-            return None
-        return tuple(e["f1_macro"] or 0.0 for e in json.loads(record.read_text())["fit"]["history"])
+        record = read_record(self.folder / f"{key}.json")
+        return tuple(e["f1_macro"] or 0.0 for e in record["fit"]["history"]) if record else None
 
     def train(self, candidate: Candidate, name: str, on_epoch: Callable[[Epoch], None], params: dict[str, Any]) -> Fit:
         """The record holds `params` too, by which another study may draw it, and the limits of this one. Raises
@@ -64,7 +61,7 @@ class Trainer:
     def _write(self, key: str, params: dict[str, Any], record: dict[str, Any], f1_macro: float) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         about = {"space": self.space, "training": self.training, "params": params, "limits": limits_of(self.config)}
-        write_json(self.folder / f"{key}.json", {"f1_macro": f1_macro, "fit": record, **about})
+        write_record(self.folder / f"{key}.json", {"f1_macro": f1_macro, "fit": record, **about})
 
     def repeated(self, candidate: Candidate, seed: int, name: str) -> float:
         """Macro F1 of the same training with another seed; trained once."""
@@ -75,12 +72,13 @@ class Trainer:
         return self._once(candidate, epochs, 1.0, self.config.seed, name)
 
     def _once(self, candidate: Candidate, epochs: int, subset: float, seed: int, name: str) -> float:
-        record = self.folder / "again" / f"{self.key(candidate)}-{epochs}-{subset:g}-{seed}.json"
-        if not record.is_file():
-            f1_macro = self.fit(candidate, epochs, subset, seed, name).best.f1_macro
-            record.parent.mkdir(parents=True, exist_ok=True)
-            write_json(record, {"f1_macro": f1_macro})
-        found: float = json.loads(record.read_text())["f1_macro"]
+        path = self.folder / "again" / f"{self.key(candidate)}-{epochs}-{subset:g}-{seed}.json"
+        record = read_record(path)
+        if record is None:
+            record = {"f1_macro": self.fit(candidate, epochs, subset, seed, name).best.f1_macro}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_record(path, record)
+        found: float = record["f1_macro"]
         return found
 
     def fit(

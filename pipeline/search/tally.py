@@ -11,10 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.config import BuildConfig
 from pipeline.search.front import hypervolume
 from pipeline.search.limits import told_over
-from pipeline.study import FREE, own_trials
+from pipeline.study import DETAILS, FREE, own_trials
 
-DETAILS = "details"
-"""The user attribute of a trial that holds what was found out of its network."""
 TRAINED, REJECTED, STOPPED = "trained", "rejected", "stopped"
 
 

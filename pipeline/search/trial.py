@@ -24,9 +24,9 @@ from pipeline.search.dashboard import attach
 from pipeline.search.limits import best_form, told_over
 from pipeline.search.measured import Timer, Timing
 from pipeline.search.stopping import Curve, hopeless
-from pipeline.search.tally import DETAILS, Tally
+from pipeline.search.tally import Tally
 from pipeline.show.live import best_so_far
-from pipeline.study import own_trials
+from pipeline.study import DETAILS, own_trials
 from pipeline.training.checkpoint import student_card
 from pipeline.training.progress import Epoch
 
@@ -59,10 +59,11 @@ def evaluate(
 ) -> None:
     """Suggest, measure, reject or train, tell. trials: of the study, so far."""
     earlier = [t for t in trials if t.state.is_finished()]
+    measured = [t for t in earlier if t.state != TrialState.FAIL]
     try:
         candidate = search.space.suggest(trial, len(search.index.classes))
         began, spec = time.perf_counter(), candidate.spec
-        found_out = (t.user_attrs.get(DETAILS, {}) for t in earlier)
+        found_out = (t.user_attrs[DETAILS] for t in measured)
         known = next((d for d in found_out if d.get("graph") == [spec.hash, spec.input_size]), None)
         if known:
             params, macs, timings = known["params"], known["macs"], [Timing(**t) for t in known["timings"]]
@@ -105,7 +106,7 @@ def evaluate(
         if trial.number % _TOLD == _TOLD - 1:
             search.say(f"search: {told(study, search)}")
         return
-    _judge(study, trial, candidate, search, best, earlier, head)
+    _judge(study, trial, candidate, search, best, measured, head)
 
 
 def _judge(

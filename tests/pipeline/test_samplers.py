@@ -14,9 +14,10 @@ from pipeline.search.ehvi import STARTUP, _Forecast, _mixed, draws
 from pipeline.search.front import hypervolume
 from pipeline.search.gaussian import Code
 from pipeline.search.samplers import sampler, warning
-from pipeline.study import quiet_optuna
+from pipeline.study import DETAILS, MEASURED, quiet_optuna
 
 LIMIT_MS = 0.5
+TOLD = {name: kind() for name, kind in MEASURED.items()} | {"spec": {"backbone": []}}
 X = {"x": optuna.distributions.FloatDistribution(0, 1), "y": optuna.distributions.FloatDistribution(0, 1)}
 
 
@@ -34,7 +35,7 @@ PLANE = draws(Plane(), 0)
 def tell(study, params, distributions, latency_ms, f1_by_epoch=None, stopped=False, **over):
     """A finished trial, as the search leaves it."""
     over = {"latency": latency_ms / LIMIT_MS - 1, **over}
-    attrs = {"latency_ms": latency_ms, "over_limit": over}
+    attrs = {"latency_ms": latency_ms, "over_limit": over, DETAILS: TOLD}
     if f1_by_epoch:
         attrs |= {"f1_by_epoch": f1_by_epoch, "f1_macro": max(f1_by_epoch), "training": canonical_hash(params)}
     values = [max(f1_by_epoch), latency_ms] if f1_by_epoch and not stopped else None
@@ -280,6 +281,7 @@ def test_the_front_grows_faster_than_by_chance():
             kept = latency_ms <= LIMIT_MS
             trial.set_user_attr("latency_ms", latency_ms)
             trial.set_user_attr("over_limit", {"latency": latency_ms / LIMIT_MS - 1})
+            trial.set_user_attr(DETAILS, TOLD)
             if kept:
                 trial.set_user_attr("f1_by_epoch", [f1])
                 trial.set_user_attr("f1_macro", f1)
