@@ -4,11 +4,15 @@ The packages models, latency, export and pipeline bear common names. The folder 
 sys.path, so that a user's own `models/` in the working folder or on PYTHONPATH cannot shadow them.
 """
 
+import os
 import sys
 from pathlib import Path
 
 
 def main() -> None:
+    if sys.stdout is None or sys.stderr is None:  # closed by whoever started this, as cron jobs may have it
+        nowhere = Path(os.devnull).open("w")  # noqa: SIM115 (for as long as the process lives)
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from pipeline.cli.app import main as cli_main
 

@@ -3,6 +3,9 @@
 Results go to stdout, everything else to stderr; with --json the result is one JSON document.
 """
 
+import io
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +19,7 @@ from pipeline.cli.edge import (
     SetOption,
     chatter_to_stderr,
     emit,
+    explain,
     guarded,
     opened,
     run_stage,
@@ -350,4 +354,14 @@ def preflight_command(
 
 
 def main() -> None:
-    app()
+    for stream in (sys.stdout, sys.stderr):  # names may contain characters that the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except OSError as error:  # of --help and --version, which no command's handler sees
+        known = explain(error)
+        if known is None:
+            raise
+        typer.echo(f"edgebuild: {known[0]}", err=True)
+        os._exit(known[1])  # Python would try to write the rest once more

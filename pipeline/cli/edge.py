@@ -6,6 +6,7 @@ import errno
 import functools
 import inspect
 import json
+import math
 import os
 import signal
 import sys
@@ -89,11 +90,49 @@ def explain(error: BaseException) -> tuple[str, int] | None:
             "search.storage: the database can be used no more: it went away, or refuses to be written; what was told "
             "is kept, the same command goes on from there"
         ), ENVIRONMENT
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
+        return ("no folder for temporary files can be written: free some space, or name one in TMPDIR"), ENVIRONMENT
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{_printable(error.filename)}: {error.strerror}", ENVIRONMENT
     # torch's, of a GPU; and of a CPU, which is a plain RuntimeError
     no_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     if isinstance(error, MemoryError) or no_memory:
         return "out of memory; lower the batch sizes or the input size", ENVIRONMENT
     return None
+
+
+def _printable(name: Any) -> str:
+    return (
+        "".join(c if c.isprintable() else " " for c in os.fsdecode(name))
+        if isinstance(name, str | bytes)
+        else f"{name}"
+    )
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Check that a file or folder can be created, before any work is done for it. Raises PipelineError."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if not path.parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "its folder does not exist")
+        if path.exists():
+            path.open("ab").close()
+        else:
+            path.open("xb").close()
+            path.unlink()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        why = error.strerror if isinstance(error, OSError) else error
+        raise PipelineError(
+            f"{option} {_printable(str(path))}: it cannot be written ({why}); nothing was done"
+        ) from error
+
+
+def _finite(values: dict[str, Any]) -> None:
+    """Refuse NaN and infinity, which pass some of click's ranges. Raises PipelineError."""
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise PipelineError(f"--{name.replace('_', '-')}: expected a number, got {value}")
 
 
 def _disk_full(error: BaseException | None) -> BaseException | None:
@@ -121,9 +160,15 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell has it ignored, behind it
             signal.signal(signal.SIGINT, _interrupt)
         try:
+            _finite(kwargs)
             code = command(*args, **kwargs)
+            sys.stdout.flush()
         except typer.Exit:
             raise
+        except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            raise typer.Exit(_PIPE_CLOSED) from None
         except BaseException as error:
             _interrupted.clear()
             known = explain(error)
@@ -141,6 +186,8 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
     return wrapper
 
 
+_PIPE_CLOSED = 128 + 13
+"""The exit code that shells report for a program killed by SIGPIPE."""
 _interrupted = threading.Event()
 _CATCHES_ALL = "onnxsim"
 """Its C++ calls Python back, and prints what is raised in there as a traceback of its own, and goes on."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.edge import JsonOption, emit, guarded, say
+from pipeline.cli.edge import JsonOption, check_writable, emit, guarded, say
 from pipeline.errors import VERDICT_CODES, PipelineError
 
 latency_app = typer.Typer(no_args_is_help=True, help="Time exported files on this CPU.", rich_markup_mode=None)
@@ -16,7 +16,7 @@ RuntimeOption = Annotated[str | None, typer.Option(help="onnxruntime or openvino
 PrecisionOption = Annotated[
     str | None, typer.Option(help="f32 (the default), bf16, or int8 (a quantized file as it is).")
 ]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Default 1.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, max=256, help="Default 1.")]
 BatchOption = Annotated[int | None, typer.Option(min=1, help="For files whose first dimension is open.")]
 PinOption = Annotated[str | None, typer.Option(help="CPUs to hold the timing processes to, as in 0 or 0,2.")]
 TargetOption = Annotated[str, typer.Option(help="local, or ssh://user@host[:port][/path/of/its/python].")]
@@ -196,9 +196,9 @@ def check_command(
     from pipeline.show.latency import show_check
     from pipeline.show.live import bar
 
-    for report in (markdown, junit):
-        if report and not report.parent.is_dir():
-            raise PipelineError(f"{report}: its folder does not exist; nothing was timed")
+    for option, report in (("--markdown", markdown), ("--junit", junit)):
+        if report:
+            check_writable(option, report)
     if sum(bool(x) for x in (base, base_rev, baseline)) != 1:
         raise PipelineError("give the base by one of --base FILE, --base-rev REV (with --build), --baseline JSON")
     if bool(base_rev) != bool(build) or (head_rev and not build):

@@ -11,6 +11,7 @@ from pipeline.cli.edge import (
     JsonOption,
     RunDirOption,
     SetOption,
+    check_writable,
     emit,
     guarded,
     opened,
@@ -84,6 +85,8 @@ def narrow_command(
         from pipeline.search.narrow import narrow, write_round2
 
         need("narrow", "search", run)
+        if output:
+            check_writable("-o", output)
         found, path = narrow(run), output or run.folder / "round2.yaml"
         write_round2(run.config, found, path, str(run.folder))
     result = {"config": str(path), **asdict(found)}

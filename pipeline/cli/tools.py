@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.edge import ConfigOption, JsonOption, SetOption, chatter_to_stderr, emit, guarded, say
+from pipeline.cli.edge import (
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    chatter_to_stderr,
+    check_writable,
+    emit,
+    guarded,
+    say,
+)
 from pipeline.errors import PipelineError
 
 model_app = typer.Typer(
@@ -83,6 +92,8 @@ def data_fetch(
 
     if name not in SOURCES:
         raise PipelineError(f"no data set {name!r}{nearest(name, SOURCES)}; known: {', '.join(SOURCES)}")
+    if not (output or Path(name)).exists():
+        check_writable("-o", output or Path(name))
     result = fetch(SOURCES[name], output or Path(name), say)
 
     def show() -> None:
@@ -110,6 +121,7 @@ def data_demo(
 
     if folder.exists():
         raise PipelineError(f"{folder}: exists already; give a new folder")
+    check_writable("FOLDER", folder)
     demo.write(folder, seed)
     emit({"folder": str(folder), "counts": demo.COUNTS}, as_json, lambda: typer.echo(str(folder)))
     return 0
@@ -137,6 +149,8 @@ def init_command(
 
     if limit_ms is not None and not 0 < limit_ms < float("inf"):
         raise PipelineError("--limit-ms: give the limit in milliseconds, a number over 0, for example --limit-ms 1.4")
+    if not output.exists():  # write_build has a word for one that is there
+        check_writable("-o", output)
     with chatter_to_stderr():
         result = write_build(root, output, limit_ms, weights, images, limit_s, say)
     emit(result, as_json, lambda: typer.echo(f"{output}: limit {result['limit_ms']:g} ms; edgebuild run -c {output}"))
@@ -154,12 +168,11 @@ def config_show(
 
     Example: edgebuild config show -c demo --set latency.limit_ms=1.0
     """
-    import yaml
-
+    from models.documents import dump_yaml
     from pipeline.config import load_config
 
     document = load_config(config, overrides).model_dump(mode="json")
-    emit(document, as_json, lambda: typer.echo(yaml.safe_dump(document, sort_keys=False), nl=False))
+    emit(document, as_json, lambda: typer.echo(dump_yaml(document), nl=False))
     return 0
 
 

@@ -146,6 +146,8 @@ def show_profile(result: dict[str, Any]) -> None:
             row["operator"], row["precision"], row["kind"], str(row["count"]), ms(row["ms"]), f"{row['share']:.1%}"
         )
     put(table)
+    if not result["total_ms"]:
+        put("the runtime's profiler saw no time: every kernel takes less than the microsecond that it counts in")
     if result["not_int8"]:
         put("what does not run in INT8, or only converts:")
     for found in result["not_int8"]:

@@ -7,7 +7,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # to the one handler of the command line; rich itself would exit with 1, which here means a missed limit
+
+
+console = _Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 
@@ -76,7 +82,7 @@ def show_result(result: dict[str, Any], folder: Path) -> None:
         )
         show_verdict(result)
         if result["bundle"]:
-            put(f"bundle: {result['bundle']['archive']}")
+            put(f"bundle: {folder / result['bundle']['archive']}")
         if result["preflight"]:
             told = "; ".join(result["preflight"]["reasons"])
             put(f"preflight: {result['preflight']['verdict']}{f': {told}' if told else ''}")
@@ -175,6 +181,12 @@ def show_data(result: dict[str, Any]) -> None:
     put(table)
     for path, reason in result["skipped"].items():
         put(f"skipped: {path}: {reason}")
+    for reason, found in result["passed_over"].items():
+        put(f"passed over: {found['count']} {reason} ({', '.join(found['examples'])})")
+    if result["dark"]:
+        put(f"nearly black, or of one colour: {len(result['dark'])} images ({', '.join(result['dark'][:3])})")
+    for paths in result["contradictions"][:_MOST_GROUPS]:
+        put(f"the same file under several labels: {' and '.join(paths[:3])}")
     _show_likeness(result)
     if result["identical_files"]:
         put(f"{result['identical_files']} files are byte for byte the same as another")
@@ -182,7 +194,7 @@ def show_data(result: dict[str, Any]) -> None:
         put(f"{count} files of {split} stand in a split before it too, which flatters its figures")
 
 
-_MOST_PAIRS = 20
+_MOST_GROUPS = 20
 
 
 def _show_likeness(result: dict[str, Any]) -> None:
@@ -203,17 +215,19 @@ def _show_likeness(result: dict[str, Any]) -> None:
         put(f"{sizes['small']} photos are smaller than {sizes['small_px']} px and would be enlarged at that input size")
     for row in sizes["narrow"]:
         put(f"narrow: {row['photo']} is {px(row['px'])}: data.fit=squash distorts it; pad or crop do not")
-    pairs = result["near"]
-    for pair in pairs[:_MOST_PAIRS]:
-        other = f", labelled {' and '.join(pair['classes'])}" if len(set(pair["classes"])) > 1 else ""
-        put(f"nearly the same: {pair['photos'][0]} and {pair['photos'][1]}{other}")
-    if len(pairs) > _MOST_PAIRS:
-        put(f"and {len(pairs) - _MOST_PAIRS} more pairs (--json has all)")
-    across = sum(len(set(pair["splits"])) > 1 for pair in pairs)
+    groups = result["near"]
+    for group in groups[:_MOST_GROUPS]:
+        other = f", labelled {' and '.join(group['classes'])}" if len(group["classes"]) > 1 else ""
+        more = group["count"] - len(group["photos"])
+        rest = f" and {more} more" if more else ""
+        put(f"nearly the same: {' and '.join(group['photos'])}{rest}{other}")
+    if len(groups) > _MOST_GROUPS:
+        put(f"and {len(groups) - _MOST_GROUPS} more groups (--json has all)")
+    across = sum(len(group["splits"]) > 1 for group in groups)
     if across:
-        put(f"pairs across splits: {across}, which flatters their figures: keep one photo of each pair")
+        put(f"groups across splits: {across}, which flatters their figures: keep each group in one split")
     if result["near_within"]:
-        put(f"pairs within one split and class: {result['near_within']}")
+        put(f"photos that are nearly the same as another of their split and class: {result['near_within']}")
 
 
 def show_summary(summary: dict[str, Any]) -> None:

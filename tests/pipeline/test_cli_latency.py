@@ -200,7 +200,7 @@ REFUSED = {
     "a report nowhere": (
         ["latency", "check", CONTROL, "--base", CONTROL, "--junit", "none/x.xml"],
         2,
-        "its folder does not exist; nothing was timed",
+        "--junit none/x.xml: it cannot be written (its folder does not exist); nothing was done",
     ),
     "no baseline": (["latency", "check", CONTROL, "--baseline", "FILE"], 2, "not readable as JSON"),
     "no address": (["latency", "measure", CONTROL, "--target", "ftp://x"], 2, "expected local, or ssh://"),
