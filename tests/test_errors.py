@@ -15,10 +15,11 @@ from export import sandbox
 from export.artifact import Artifact
 from export.errors import ExportError, FormatError
 from export.formats import parse_formats
+from export.lock import BadLock, parse_pins
 from export.mixed import CannotReach, keep_f1
 from export.parity import logits_of
 from export.preprocess import ImageError, Preprocess
-from export.sandbox import Given, SandboxMissing
+from export.sandbox import Given, SandboxBroken
 from export.unpack import BadArchive, unpack
 from latency.errors import InputError, LatencyError
 from latency.machine import CONTROL
@@ -29,7 +30,7 @@ from models.language import SpecError
 from models.spec import ModelSpec
 from pipeline.cli.edge import explain
 from pipeline.config import load_config
-from pipeline.errors import EnvironmentProblem, NoCandidate, OutOfMemory, PipelineError
+from pipeline.errors import ChangedOutput, EnvironmentProblem, NoCandidate, OutOfMemory, PipelineError
 from pipeline.search.choose import Rule, choose
 from pipeline.stages import open_run
 from pipeline.training.loop import _what_fits
@@ -77,13 +78,22 @@ def cannot_reach(tmp_path):
     keep_f1(CONTROL, "onnxruntime", _no_int8, _no_int8, images, lambda artifact: 0.1, 0.9, tmp_path / "m.onnx", 0.0)
 
 
-def sandbox_missing(tmp_path, monkeypatch):
+def bad_lock(tmp_path):
+    parse_pins(b"# a comment \\\n--no-binary=evil\n")
+
+
+def changed_output(tmp_path):
+    with open_run(tmp_path / "run", load_config("demo"), str) as run:
+        run.read("verify", "race.json")
+
+
+def sandbox_broken(tmp_path, monkeypatch):
     """A kernel that lets nobody make namespaces."""
     (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'bwrap: No permissions to create a new namespace' >&2\nexit 1\n")
     (tmp_path / "bwrap").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    (tmp_path / "bundle").mkdir()
-    sandbox.rehearse(Given(tmp_path / "bundle", tmp_path, None), 2**20, {}, 1.0)
+    with sandbox.opened(Given(tmp_path, tmp_path, tmp_path, tmp_path), 2**20) as box:
+        box.ask(9, "prepare")
 
 
 def pipeline_error(tmp_path):
@@ -178,7 +188,22 @@ SHOWN = {
         "onnxruntime INT8 cannot be made to keep F1 0.9000 within 0 s: 0 of 13 layers ranked, best F1 0.0000; raise "
         "quantize.max_f1_drop or quantize.seconds",
     ),
-    SandboxMissing: (sandbox_missing, 4, "the rehearsal died: bwrap: No permissions to create a new namespace"),
+    BadLock: (
+        bad_lock,
+        4,
+        "requirements.txt, line 1: expected a version or a hash, got '# a comment \\\\'",
+    ),
+    SandboxBroken: (
+        sandbox_broken,
+        4,
+        "it ended at 'prepare', or said far too much: bwrap: No permissions to create a new namespace",
+    ),
+    ChangedOutput: (
+        changed_output,
+        2,
+        "{tmp}/run/verify/race.json: the stage verify is not done, or its manifest is damaged; `edgebuild run "
+        "--run-dir {tmp}/run` does that stage again",
+    ),
     PipelineError: (
         pipeline_error,
         2,
@@ -224,7 +249,7 @@ def test_an_error_says_what_where_and_what_next(kind, tmp_path, monkeypatch):
     if kind is LatencyError and shutil.which("ssh") is None:
         pytest.skip("needs an SSH client")
     raises, code, text = SHOWN[kind]
-    more = (monkeypatch,) if raises is sandbox_missing else ()
+    more = (monkeypatch,) if raises is sandbox_broken else ()
     with pytest.raises(kind) as caught:
         raises(tmp_path, *more)
     assert type(caught.value) is kind or kind is OSError
