@@ -35,7 +35,7 @@ Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Batch = Annotated[int, Field(ge=1, le=65_536)]
 Operations = Annotated[int, Field(ge=0, le=100)]
 Alpha = Annotated[float, Field(ge=0, le=100)]
-Rate = Annotated[float, Field(gt=0, le=100)]
+Rate = Positive
 Bytes = Annotated[ByteSize, Field(gt=0, le=2**50)]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 Runtime = Literal["onnxruntime", "openvino"]

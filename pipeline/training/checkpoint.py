@@ -52,7 +52,11 @@ def load_checkpoint(path: Path, model: Path | None = None) -> tuple[ModelSpec, M
     except Exception as error:  # safetensors raises its own SafetensorError, which is a plain Exception
         raise PipelineError(f"{path}: not a safetensors checkpoint: {error}") from error
     try:
-        about = json.loads(metadata[_ABOUT])
+        # An earlier version wrote two entries.
+        earlier = {
+            k: metadata[k] if k == "card" else json.loads(metadata[k]) for k in ("card", "model") if k in metadata
+        }
+        about = json.loads(metadata[_ABOUT]) if _ABOUT in metadata else earlier
         card = ModelCard.from_json(about["card"])
         document = about["model"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -149,7 +149,7 @@ def test_a_teacher_of_other_classes_is_refused(cli, tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_teacher_that_diverges_at_once_says_where_and_what_to_lower(cli, tiny, tmp_path):
-    settings = ("--set", "student.model=cpu_small", "--set", "teacher.learning_rate=1e30")
+    settings = ("--set", "student.model=cpu_small", "--set", "teacher.learning_rate=1e9")
     found = cli("teach", "-c", tiny, "--run-dir", tmp_path / "r", *settings)
     assert found.returncode == 2, found.stderr
     assert "is no number any more" in found.stderr or "are no numbers any more" in found.stderr
