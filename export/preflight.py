@@ -46,7 +46,7 @@ RECORDED_IMAGES = 500
 """At most this many recorded images are labelled again as JSON, and _FORM_IMAGES of them in each other form."""
 _FORM_IMAGES = 50
 _MOST_LOGITS = 300_000
-"""Of one output of predict.py, which must stay below the driver's limit."""
+"""The most logits in one output of predict.py, which must stay below the driver's limit."""
 FORMS = ("csv", "output", "stdout")
 """What predict.py can write beside --json; `stdout` is its table without an option."""
 _READ_AT = 64
@@ -115,9 +115,7 @@ def preflight(
                 checks.stop("sandbox", "inconclusive", f"{missing}; nothing of the bundle was run")
             figures["install_s"] = _fetch(manifest, pins, work, wheels, checks)
             shown = _show(photos, manifest, work / "images")
-            with sandbox.opened(
-                Given(folder, work / "fetched", work / "images", work / "requirements.txt"), limits.disk
-            ) as box:
+            with sandbox.opened(Given(folder, work / "fetched", work / "images"), limits.disk) as box:
                 _rehearse(box, manifest, shown, limits, count or len(photos), checks, figures)
         except SandboxBroken as error:
             checks.say("sandbox", "fail", str(error))
@@ -129,7 +127,6 @@ def preflight(
 def _fetch(manifest: Manifest, pins: tuple[Pin, ...], work: Path, wheels: Path | None, checks: Checks) -> float:
     """Fetch the wheels and create an environment. Returns the seconds for the environment, without the download."""
     (work / "fetched").mkdir()
-    (work / "requirements.txt").write_text(sandbox.render_pins(pins), encoding="ascii")
     try:
         answer = sandbox.fetch(pins, work / "fetched", wheels)
     except SandboxBroken as error:  # no code of the bundle runs in this one
@@ -246,18 +243,17 @@ def _rehearse(
     judge_resources(limits, figures, checks)
 
     one = photos.timed[:1] or ["/disk/bundle/golden/turned.jpg"]
-    first = predict("first", one), predict("images", photos.timed) if photos.timed else None
-    rows_of(first[0], manifest, 1, checks)
-    starts, wholes = [], []
+    starts: list[float] = []
+    wholes: list[float] = []
+    timed = [("start", one, starts), *([("images", photos.timed, wholes)] if photos.timed else [])]
+    untimed = {name: predict("first" if name == "start" else name, paths) for name, paths, _ in timed}
+    for name, paths, _ in timed:
+        rows_of(untimed[name], manifest, len(paths), checks)
     for i in range(PROCESSES):
-        with LOCAL.lock():
-            starts.append(predict(f"start-{i}", one, ends_s=_timed_s(first[0], 1, limits)).seconds)
-        if first[1]:
-            ends_s = _timed_s(first[1], len(photos.timed), limits)
+        for name, paths, seconds in timed:
             with LOCAL.lock():
-                wholes.append(predict(f"images-{i}", photos.timed, ends_s=ends_s).seconds)
-    if first[1]:
-        rows_of(first[1], manifest, len(photos.timed), checks)
+                ends_s = _timed_s(untimed[name], len(paths), limits)
+                seconds.append(predict(f"{name}-{i}", paths, ends_s=ends_s).seconds)
     judge_time(starts, wholes, len(photos.timed), count, limits, checks, figures)
 
 

@@ -26,6 +26,7 @@ from typing import IO, Any
 
 DISK = Path("/disk")
 GIVEN = Path("/given")
+REQUIREMENTS = GIVEN / "fetched/requirements.txt"
 OUT = Path("/out")
 ENV = DISK / "env"
 _PIP = (str(ENV / "bin/python"), "-I", "-m", "pip", "--isolated")
@@ -151,7 +152,7 @@ def fetch(request: dict[str, Any]) -> dict[str, Any]:
     the wheels require. No code of a wheel is run."""
     steps = {"venv": run([sys.executable, "-m", "venv", str(ENV)], None, request["timeout_s"])}
     if steps["venv"]["code"] == 0:
-        options = [*request["options"], "--dest", str(DISK / "wheels"), "--requirement", str(GIVEN / "requirements")]
+        options = [*request["options"], "--dest", str(DISK / "wheels"), "--requirement", str(REQUIREMENTS)]
         steps["fetch"] = run([*_PIP, "download", *options], None, request["timeout_s"])
     answer: dict[str, Any] = {"steps": steps}
     if all(step["code"] == 0 for step in steps.values()):
@@ -181,7 +182,7 @@ def prepare(request: dict[str, Any], watch: Watch) -> dict[str, Any]:
     answer["bytes"]["wheels"] = watch.used() - answer["bytes"]["bundle"]
     shutil.copytree(GIVEN / "fetched/env", ENV, symlinks=True)
     options = [*request["options"], "--no-cache-dir", "--no-index", "--find-links", str(DISK / "wheels")]
-    command = [*_PIP, "install", *options, "--requirement", str(GIVEN / "requirements")]
+    command = [*_PIP, "install", *options, "--requirement", str(REQUIREMENTS)]
     answer["steps"]["install"] = run(command, request["memory_bytes"], request["timeout_s"])
     shutil.rmtree(DISK / "wheels")
     answer["bytes"]["environment"] = watch.used() - answer["bytes"]["bundle"]

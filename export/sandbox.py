@@ -91,7 +91,6 @@ class Given:
     bundle: Path
     fetched: Path
     images: Path
-    requirements: Path
 
 
 def available() -> str | None:
@@ -113,17 +112,18 @@ class Sandbox:
     def __init__(self, command: list[str], settings: Mapping[str, str] | None = None) -> None:
         """settings: more environment variables. They are not part of the command, which other users can see."""
         self._said = b""
-        with tempfile.TemporaryFile() as program:
-            program.write(seccomp.program() or b"")
-            program.seek(0)
-            filtered = [command[0], "--seccomp", str(program.fileno())] if seccomp.program() else command[:1]
+        program = seccomp.program()
+        with tempfile.TemporaryFile() as file:
+            file.write(program or b"")
+            file.seek(0)
+            filtered = ["--seccomp", str(file.fileno())] if program else []
             self._process = subprocess.Popen(
-                [*filtered, *command[1:]],
+                [command[0], *filtered, *command[1:]],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env={**_ENVIRONMENT, **(settings or {})},
-                pass_fds=(program.fileno(),),
+                pass_fds=(file.fileno(),),
                 preexec_fn=seccomp.leave_keyring,
             )
         assert self._process.stderr
@@ -178,7 +178,8 @@ def opened(given: Given, disk_bytes: int) -> Iterator[Sandbox]:
 
 
 def fetch(pins: tuple[Pin, ...], folder: Path, wheels: Path | None) -> Answer:
-    """Download the wheels of a lock into `folder`/wheels, and create an environment for them in `folder`/env.
+    """Download the wheels of a lock into `folder`/wheels, create an environment for them in `folder`/env, and write the
+    lock as pip reads it into `folder`/requirements.txt.
 
     wheels: a folder of wheels to use instead of the package index. pip runs in a sandbox of its own, the only one with
     a network. It reads a list that is written here from parsed pins, and a configuration that only says where packages
@@ -186,8 +187,9 @@ def fetch(pins: tuple[Pin, ...], folder: Path, wheels: Path | None) -> Answer:
     """
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        (work / "requirements.txt").write_text(render_pins(pins), encoding="ascii")
-        binds = {"/given/requirements": work / "requirements.txt"}
+        requirements = folder / "requirements.txt"
+        requirements.write_text(render_pins(pins), encoding="ascii")
+        binds = {"/given/fetched/requirements.txt": requirements}
         options = list(PIP_OPTIONS)
         settings: dict[str, str] = {}
         if wheels is not None:

@@ -273,9 +273,13 @@ def _fail(study: optuna.Study, left: FrozenTrial, retries: int | None = _RETRIES
 def _try_again(study: optuna.Study, left: FrozenTrial, retries: int | None = _RETRIES) -> None:
     """Its parameters, and what it was planned as: all else is found out anew."""
     tries = _tries(left) + (_INTERRUPTED not in left.user_attrs)
-    planned = {k: v for k, v in left.user_attrs.items() if k == FREE}
     if retries is None or tries <= retries:
-        study.enqueue_trial(known_params(left), user_attrs={**planned, _TRIES: tries, _AGAIN: left.number})
+        _enqueue_again(study, left, tries)
+
+
+def _enqueue_again(study: optuna.Study, left: FrozenTrial, tries: int) -> None:
+    planned = {k: v for k, v in left.user_attrs.items() if k == FREE}
+    study.enqueue_trial(known_params(left), user_attrs={**planned, _TRIES: tries, _AGAIN: left.number})
 
 
 def try_set_aside(study: optuna.Study) -> int:
@@ -283,10 +287,10 @@ def try_set_aside(study: optuna.Study) -> int:
     found = [
         t
         for t in own_trials(study)
-        if t.state == TrialState.FAIL and "error_kind" not in t.user_attrs and t.user_attrs.get(_TRIES) == _RETRIES
+        if t.state == TrialState.FAIL and "error_kind" not in t.user_attrs and _tries(t) == _RETRIES
     ]
     for left in found:
-        study.enqueue_trial(known_params(left), user_attrs={_TRIES: _RETRIES + 1, _AGAIN: left.number})
+        _enqueue_again(study, left, _RETRIES + 1)
     return len(found)
 
 

@@ -92,7 +92,7 @@ def sandbox_broken(tmp_path, monkeypatch):
     (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'bwrap: No permissions to create a new namespace' >&2\nexit 1\n")
     (tmp_path / "bwrap").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with sandbox.opened(Given(tmp_path, tmp_path, tmp_path, tmp_path), 2**20) as box:
+    with sandbox.opened(Given(tmp_path, tmp_path, tmp_path), 2**20) as box:
         box.ask(9, "prepare")
 
 

@@ -28,13 +28,16 @@ class OrtSession:
                 f"{path}: input {only.name!r} is {only.type}; expected one of {', '.join(_DTYPES.values())}"
             )
         outputs = session.get_outputs()
-        if not outputs or outputs[0].name == only.name or not _has_nodes(path):
+        content = path.read_bytes()
+        # An .ort file has another format, and is made from an .onnx file.
+        empty = path.suffix == ".onnx" and not _has_nodes(content)
+        if not outputs or outputs[0].name == only.name or empty:
             raise InputError(f"{path}: it computes nothing: no output that depends on a node; export it again")
         self.shape, self.dtype = fixed_shape(path, only.name, only.shape, batch), _DTYPES[only.type]
         self._session, self._input = session, only.name
         self._outputs = [outputs[0].name]
         # The session does not tell what its kernels compute in; QuantizeLinear and its kin stand in the file by name.
-        self.effective_precision = "int8" if b"QuantizeLinear" in path.read_bytes() else "f32"
+        self.effective_precision = "int8" if b"QuantizeLinear" in content else "f32"
         options = session.get_session_options()
         self.settings = {
             "threads": options.intra_op_num_threads,
@@ -117,20 +120,10 @@ _GRAPH, _NODES = 7, 1
 """Field numbers of ModelProto.graph and GraphProto.node in onnx.proto."""
 
 
-def _has_nodes(path: Path) -> bool:
-    """Whether the graph of an .onnx file has a node. An .ort file has another format and is made from an .onnx file."""
-    if path.suffix != ".onnx":
-        return True
-    model = memoryview(path.read_bytes())
-    return any(key == _NODES for graph in _fields(model, _GRAPH) for key in _keys(graph))
-
-
-def _fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    return (content for key, content in _parts(message) if key == wanted)
-
-
-def _keys(message: memoryview) -> Iterator[int]:
-    return (key for key, _ in _parts(message))
+def _has_nodes(model: bytes) -> bool:
+    """Whether the graph of an ONNX model has a node."""
+    graphs = (content for field, content in _parts(memoryview(model)) if field == _GRAPH)
+    return any(field == _NODES for graph in graphs for field, _ in _parts(graph))
 
 
 def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -146,7 +146,7 @@ def _named(of_split: dict[str, str]) -> list[str]:
 
 
 def _refuse_what_is_no_class(folder: Path, classes: dict[str, list[Path]]) -> None:
-    """Of a split that is there by its name."""
+    """Check the class folders of a split. Raises PipelineError."""
     names = {name.lower() for name in classes}
     if names and names <= _DETECTION:
         raise PipelineError(

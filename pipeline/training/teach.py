@@ -99,11 +99,9 @@ def check_origin(run: Run) -> None:
     except SafetensorError:
         return  # told by whoever reads it
     try:
-        about = dict(json.loads(metadata.get(_ABOUT, "{}"))) or {  # else of an earlier version, which had two entries
-            key: value
-            for key, value in ((_CLASSES, json.loads(metadata.get(_CLASSES, "null"))), (_DATA, metadata.get(_DATA)))
-            if value is not None
-        }
+        about = dict(json.loads(metadata.get(_ABOUT, "{}")))
+        if _CLASSES in metadata:  # an earlier version wrote two entries
+            about = {_CLASSES: json.loads(metadata[_CLASSES]), _DATA: metadata.get(_DATA, index.hash)}
     except (TypeError, ValueError, RecursionError):
         about = {}
     known = about.get(_CLASSES)
