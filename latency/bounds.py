@@ -9,8 +9,6 @@ import math
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
-
 ALPHA = 0.01
 """One-sided error of a gate's verdict, over all its looks."""
 LEAST_PROCESSES = 7
@@ -52,7 +50,8 @@ def quantile_bounds(samples: list[float], q: float, alpha: float) -> tuple[float
 
 def percentile(samples: list[float] | tuple[float, ...], percent: float) -> float:
     """The smallest sample that at least `percent` % of the samples do not exceed."""
-    return float(np.percentile(samples, percent, method="inverted_cdf"))
+    ordered = sorted(samples)
+    return ordered[max(1, math.ceil(len(ordered) * percent / 100)) - 1]
 
 
 def plan_looks(processes: int) -> tuple[Look, ...]:

@@ -3,9 +3,10 @@
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,27 @@ def cli() -> Cli:
         )
 
     return run
+
+
+@pytest.fixture
+def inside(monkeypatch) -> Iterator[Cli]:
+    """The command line within this process: for what is refused at once, where a process of its own would take seconds
+    to import torch."""
+    from typer.testing import CliRunner
+
+    from pipeline.cli.app import app
+
+    def run(*args: str | Path, cwd: Path | None = None):
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
+        found = CliRunner().invoke(app, [str(a) for a in args])
+        return subprocess.CompletedProcess(args, found.exit_code, found.stdout, found.stderr)
+
+    handlers = {sent: signal.getsignal(sent) for sent in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    yield run
+    for sent, handler in handlers.items():
+        signal.signal(sent, handler)
 
 
 def shared(path: str) -> Path:

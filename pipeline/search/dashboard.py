@@ -8,7 +8,6 @@ from pathlib import Path
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
-from optuna_dashboard import get_note, save_note
 
 from models.documents import dump_yaml
 from models.spec import ModelSpec
@@ -19,6 +18,8 @@ _ARTIFACTS = "artifacts"
 
 def describe(study: optuna.Study, config: BuildConfig) -> None:
     """Once for each study."""
+    from optuna_dashboard import get_note, save_note  # a second and a half: it imports scikit-learn
+
     if get_note(study):
         return
     search, latency = config.search, config.latency

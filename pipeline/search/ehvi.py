@@ -24,7 +24,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from models.joined import SPACE, JoinedSpace
 from models.language import SpecError
@@ -239,13 +239,13 @@ class _Forecast:
         found = np.ones(len(rows))
         for model in self._shares:
             mean, deviation = model.predict(rows)
-            found *= norm.cdf(-mean / deviation)
+            found *= ndtr(-mean / deviation)
         return found
 
     def gain(self, rows: Any, best_f1: bool) -> Any:
         """(rows,): what is to be expected of the front, or of the best F1 at the limit."""
         mean, deviation = (v[:, None] for v in self._latency.predict(rows))
-        within = norm.cdf((np.log(self._at) - mean) / deviation)
+        within = ndtr((np.log(self._at) - mean) / deviation)
         gain = within * _expected_improvement(*self._f1.predict(rows), self._best)
         return (gain[:, -1] if best_f1 else gain.mean(axis=1)) * self.kept(rows)
 
@@ -282,4 +282,4 @@ def _expected_improvement(mean: Any, deviation: Any, best: Any) -> Any:
     """(candidates, values of best)"""
     mean, deviation = mean[:, None], deviation[:, None]
     z = (mean - best) / deviation
-    return deviation * (z * norm.cdf(z) + norm.pdf(z))
+    return deviation * (z * ndtr(z) + np.exp(-z * z / 2) / np.sqrt(2 * np.pi))

@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from scipy.optimize import minimize
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
 
 _FITTED, _KNOWN = 80, 250
 """Trials that a kernel is fitted to, and that it is then given: time grows with the cube."""
@@ -78,6 +75,11 @@ class Model:
     """A Gaussian process of one quantity over trials; of some of them, where they are many."""
 
     def __init__(self, code: Code, params: Sequence[dict[str, Any]], values: Any, rng: np.random.Generator) -> None:
+        # Here, for scikit-learn takes a second to import, and most commands fit nothing.
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.gaussian_process import GaussianProcessRegressor
+        from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
+
         if len(params) > _KNOWN:  # the latest, and some of the earlier ones, which lie wider apart
             earlier = len(params) - _KNOWN // 2
             kept = [*sorted(rng.permutation(earlier)[: _KNOWN // 2]), *range(earlier, len(params))]
@@ -100,6 +102,8 @@ class Model:
         self._settle()
 
     def _settle(self) -> None:
+        from sklearn.gaussian_process import GaussianProcessRegressor
+
         self._process = GaussianProcessRegressor(self._kernel, optimizer=None).fit(self._rows, self._values)
 
     def add(self, row: Any, value: float) -> None:

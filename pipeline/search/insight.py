@@ -8,7 +8,6 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial
 
 from pipeline.study import DETAILS, quiet_optuna
@@ -40,6 +39,8 @@ def importances(trials: Sequence[FrozenTrial], lower_is_better: Callable[[Frozen
     2023). Empty where the trials are too few to tell."""
     if len(trials) < LEAST:
         return {}
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # these import scikit-learn
+
     quiet_optuna()
     study = optuna.create_study()
     study.add_trials(

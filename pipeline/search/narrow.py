@@ -14,7 +14,6 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
-from scipy.stats import hypergeom
 
 from models.documents import dump_yaml
 from models.joined import SPACE, JoinedSpace
@@ -167,7 +166,8 @@ class _Evidence:
 
 def _luck(tried: Counter[Any], value: Any, best: int) -> float:
     """Chance that so many of the trained that have the parameter all have another value, if it made no difference."""
-    return float(hypergeom.pmf(0, tried.total(), tried[value], best))
+    others = tried.total() - tried[value]
+    return math.comb(others, best) / math.comb(tried.total(), best)
 
 
 def _widened(distribution: BaseDistribution, values: list[Any]) -> tuple[Any, Any]:

@@ -29,12 +29,12 @@ def test_a_hub_that_cannot_be_reached_is_said_before_anything_is_searched(cli, t
     assert "search: begins" not in done.stderr
 
 
-def test_weights_that_do_not_fit_are_said_before_anything_is_searched(cli, tiny, tmp_path):
+def test_weights_that_do_not_fit_are_said_before_anything_is_searched(inside, tiny, tmp_path):
     import timm
 
     save_file(timm.create_model("lcnet_050").state_dict(), tmp_path / "other.safetensors")
     weights = f"teacher.weights={tmp_path / 'other.safetensors'}"
-    done = cli("run", "-c", tiny, "--set", weights, "--run-dir", tmp_path / "r")
+    done = inside("run", "-c", tiny, "--set", weights, "--run-dir", tmp_path / "r")
     assert done.returncode == 2, done.stderr
     assert "does not fit mobilenetv3_small_050" in done.stderr
     assert "search: begins" not in done.stderr
@@ -64,17 +64,17 @@ def test_real_weights_bring_their_own_normalisation(lite0_weights):
     assert norm.mean == norm.std == (127.5, 127.5, 127.5)
 
 
-def test_a_second_run_on_the_same_folder_is_refused(cli, tiny, tmp_path):
+def test_a_second_run_on_the_same_folder_is_refused(inside, tiny, tmp_path):
     with (tmp_path / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        done = cli("search", "-c", tiny, "--run-dir", tmp_path)
+        done = inside("search", "-c", tiny, "--run-dir", tmp_path)
     assert done.returncode == 4
     assert f"{tmp_path}: another edgebuild is at work on this run folder" in done.stderr
 
 
-def test_a_run_folder_that_cannot_be_written(cli, tiny, tmp_path):
+def test_a_run_folder_that_cannot_be_written(inside, tiny, tmp_path):
     (tmp_path / "file").write_text("")
-    done = cli("search", "-c", tiny, "--run-dir", tmp_path / "file" / "run")
+    done = inside("search", "-c", tiny, "--run-dir", tmp_path / "file" / "run")
     assert done.returncode == 4
     assert "cannot be written" in done.stderr
 
@@ -190,7 +190,8 @@ def can_mount() -> bool:
 @pytest.mark.parametrize("size", ["150k", "1m"])
 def test_a_full_disk_is_said_and_code_4(tiny, tmp_path, size):
     """150 kB hold no study; 1 MB holds it and no decoded images."""
-    command = f"exec {sys.executable} -m edgebuild search -c {tiny} --run-dir {tmp_path}/r"
+    only = "--set search.measure=[onnxruntime-f32]"
+    command = f"exec {sys.executable} -m edgebuild search -c {tiny} {only} --run-dir {tmp_path}/r"
     script = f"mount -t tmpfs -o size={size} tmpfs {tmp_path} && {command}"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, env=env, timeout=300)

@@ -66,11 +66,15 @@ def test_unrest_within_the_processes_gives_no_verdict_either_way(p90):
     assert "moved by a factor of 2.00 within the typical process" in verdict.reasons[0]
 
 
-@pytest.mark.parametrize("p90", [0.1, 9.0])
+@pytest.mark.parametrize("p90", [0.1, 2.3])
 def test_a_coarse_clock_gives_no_verdict_either_way(p90):
     verdict = judge(evidence([p90] * 9, clock_ns=1_000_000), 1.4, LOOKS[0])
     assert verdict.verdict == "inconclusive"
     assert "the clock moves in steps of 1 ms, too coarse for a limit of 1.4 ms" in verdict.reasons[0]
+
+
+def test_a_coarse_clock_does_not_hide_a_file_that_is_far_over():
+    assert judge(evidence([9.0] * 9, clock_ns=1_000_000), 1.4, LOOKS[0]).verdict == "fail"
 
 
 def test_one_disturbed_process_does_not_spoil_the_rest():

@@ -13,8 +13,8 @@ from models.spec import ZOO
 from tests.conftest import ROOT
 
 
-def test_model_show_as_json_is_all_of_stdout(cli):
-    done = cli("model", "show", ZOO / "lineage_student.yaml", "--json")
+def test_model_show_as_json_is_all_of_stdout(inside):
+    done = inside("model", "show", ZOO / "lineage_student.yaml", "--json")
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
     assert (shown["params"], shown["input_size"]) == (663_436, 168)
@@ -22,8 +22,8 @@ def test_model_show_as_json_is_all_of_stdout(cli):
     assert shown["hash"]
 
 
-def test_data_check(cli, tiny):
-    done = cli("data", "check", tiny.parent / "photos", "--json")
+def test_data_check(inside, tiny):
+    done = inside("data", "check", tiny.parent / "photos", "--json")
     assert json.loads(done.stdout)["counts"]["train"] == {"checks": 16, "dots": 16, "stripes": 16}
 
 
@@ -88,9 +88,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refusals(cli, case, tmp_path):
+def test_refusals(inside, case, tmp_path):
     args, code, text = REFUSED[case]
-    done = cli(*args, cwd=tmp_path)
+    done = inside(*args, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert text in done.stderr
     assert done.stdout == ""
@@ -98,55 +98,39 @@ def test_refusals(cli, case, tmp_path):
 
 
 def test_a_space_that_cannot_meet_the_limit_fails_with_the_nearest_miss(cli, tiny, tmp_path):
-    limits = ["--set", "latency.limit_ms=0.02", "--set", "search.max_asked=4"]
-    done = cli("run", "-c", tiny, *limits, "--run-dir", tmp_path / "r", "--json")
+    limits = ["--set", "latency.limit_ms=0.02", "--set", "search.max_asked=2"]
+    folder = tmp_path / "r"
+    done = cli("search", "-c", tiny, *limits, "--run-dir", folder)
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "study/trained").exists()
+
+    # what the folder keeps is a config, and a stage or a report needs no other
+    assert yaml.safe_load((folder / "config.yaml").read_text())["latency"]["limit_ms"] == 0.02
+    done = cli("select", "--run-dir", folder)
+    assert done.returncode == 1
+    assert "no candidate keeps the limit" in done.stderr
+    done = cli("report", "--run-dir", folder, "--json")
+    assert json.loads(done.stdout)["verdict"] == "unfinished", done.stderr
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "not finished; select is next" in report
+    assert 'id="plot-pareto"' in report
+
+    # more may be asked for: the study goes on where it was
+    done = cli("run", "-c", tiny, *limits[:2], "--set", "search.max_asked=4", "--run-dir", folder, "--json")
     assert done.returncode == 1, done.stderr
+    assert "trial 2:" in done.stderr
+    assert "trial 1:" not in done.stderr
     result = json.loads(done.stdout)
-    assert result == json.loads((tmp_path / "r/result.json").read_text())
+    assert result == json.loads((folder / "result.json").read_text())
     assert (result["verdict"], result["model"]) == ("fail", None)
     assert result["search"] == {"asked": 4, "rejected_untrained": 4, "trained": 0, "over_limit_trained": 0}
     assert "the nearest of 4 measured candidates takes" in result["reasons"][0]
-    assert not (tmp_path / "r/study/trained").exists()
-    report = (tmp_path / "r/report.html").read_text(encoding="utf-8")
+    report = (folder / "report.html").read_text(encoding="utf-8")
     assert '<p class="verdict fail">fail</p>' in report
     assert "the nearest of 4 measured candidates takes" in report
-
-    # more may be asked for: the study goes on where it was
-    done = cli("run", "-c", tiny, *limits[:2], "--set", "search.max_asked=6", "--run-dir", tmp_path / "r", "--json")
-    assert json.loads(done.stdout)["search"]["asked"] == 6
-    assert "trial 4:" in done.stderr
-    assert "trial 3:" not in done.stderr
-
-    # a limit that all keep: a new study, in which the graphs that were measured are not exported again
-    done = cli("distill", "--run-dir", tmp_path / "r")
+    done = cli("distill", "--run-dir", folder)
     assert done.returncode == 2
     assert "distill: needs the stage select first: `edgebuild select --run-dir" in done.stderr
-
-
-def test_what_run_config_keeps_is_a_config(cli, tiny, tmp_path):
-    cli(
-        "search",
-        "-c",
-        tiny,
-        "--set",
-        "latency.limit_ms=0.02",
-        "--set",
-        "search.max_asked=1",
-        "--run-dir",
-        tmp_path / "r",
-    )
-    kept = yaml.safe_load((tmp_path / "r/config.yaml").read_text())
-    assert kept["latency"]["limit_ms"] == 0.02
-    done = cli("select", "--run-dir", tmp_path / "r")
-    assert done.returncode == 1
-    assert "no candidate keeps the limit" in done.stderr
-
-    # a report of what there is, though the folder's stages never came to a result
-    done = cli("report", "--run-dir", tmp_path / "r", "--json")
-    assert json.loads(done.stdout)["verdict"] == "unfinished", done.stderr
-    report = (tmp_path / "r/report.html").read_text(encoding="utf-8")
-    assert "not finished; select is next" in report
-    assert 'id="plot-pareto"' in report
 
 
 def completed(words):

@@ -163,8 +163,8 @@ def test_costs_of_blocks(cli):
     assert all(form in rows["MBConv x4"] for form in result["forms"])
 
 
-def test_calibrate(cli):
-    done = cli("latency", "calibrate", "--pair", "1.3223,54.565", "--limit-s", "60", "--json")
+def test_calibrate(inside):
+    done = inside("latency", "calibrate", "--pair", "1.3223,54.565", "--limit-s", "60", "--json")
     assert 1.40 <= json.loads(done.stdout)["limit_ms"] <= 1.46
 
 
@@ -212,23 +212,23 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_with_the_reason(cli, tmp_path, name):
+def test_refused_with_the_reason(inside, tmp_path, name):
     args, code, message = REFUSED[name]
     (tmp_path / "model.onnx").write_text("nothing")
-    done = cli(*("model.onnx" if a == "FILE" else a for a in args), cwd=tmp_path)
+    done = inside(*("model.onnx" if a == "FILE" else a for a in args), cwd=tmp_path)
     assert message in done.stderr
     assert done.returncode == code
     assert "Traceback" not in done.stderr
 
 
-def test_a_build_that_fails_is_told_with_its_last_words(cli, networks):
+def test_a_build_that_fails_is_told_with_its_last_words(inside, networks):
     args = ["--build", "echo broken >&2; exit 7", "--base-rev", "quick"]
-    done = cli("latency", "check", "model.onnx", *args, cwd=networks)
+    done = inside("latency", "check", "model.onnx", *args, cwd=networks)
     assert done.returncode == 4
     assert "ended with code 7" in done.stderr
     assert "broken" in done.stderr
     for revision in ("no-such-rev", "--force"):
-        done = cli("latency", "check", "model.onnx", "--build", "true", f"--base-rev={revision}", cwd=networks)
+        done = inside("latency", "check", "model.onnx", "--build", "true", f"--base-rev={revision}", cwd=networks)
         assert done.returncode == 2
         assert revision in done.stderr
 

@@ -106,8 +106,8 @@ def test_what_is_known_is_pinned():
     assert SOURCES["trashnet"].photos == sum(COUNTS.values())
 
 
-def test_an_unknown_set_gets_a_suggestion(cli):
-    done = cli("data", "fetch", "trashent")
+def test_an_unknown_set_gets_a_suggestion(inside):
+    done = inside("data", "fetch", "trashent")
     assert done.returncode == 2
     assert done.stderr == "edgebuild: no data set 'trashent' (did you mean 'trashnet'?); known: trashnet\n"
 

@@ -52,11 +52,11 @@ def test_where_the_hub_answers_students_begin_with_weights(cli, photos, tmp_path
     assert done.stdout == f"{tmp_path}/b.yaml: limit 1.4 ms; edgebuild run -c {tmp_path}/b.yaml\n"
 
 
-def test_the_submission_and_weights_of_a_file_are_taken_over(cli, photos, tmp_path):
+def test_the_submission_and_weights_of_a_file_are_taken_over(inside, photos, tmp_path):
     weights = tmp_path / 'odd "name".safetensors'
     weights.write_bytes(b"")
     more = ("--images", "5217", "--limit-s", "60", "--weights", weights, "--limit-ms", "2")
-    done = cli("init", photos, "-o", tmp_path / "b.yaml", *more)
+    done = inside("init", photos, "-o", tmp_path / "b.yaml", *more)
     assert done.returncode == 0, done.stderr
     config = load_config(tmp_path / "b.yaml")
     assert (config.submission.images, config.submission.limit_s) == (5217, 60.0)
@@ -95,9 +95,9 @@ def test_long_photos_are_padded(tmp_path):
     assert load_config(tmp_path / "b.yaml").data.fit == "pad"
 
 
-def test_what_exists_is_not_overwritten(cli, photos, tmp_path):
+def test_what_exists_is_not_overwritten(inside, photos, tmp_path):
     (tmp_path / "build.yaml").write_text("mine")
-    done = cli("init", photos, "-o", tmp_path / "build.yaml", "--limit-ms", "1")
+    done = inside("init", photos, "-o", tmp_path / "build.yaml", "--limit-ms", "1")
     assert done.returncode == 2
     assert done.stderr == (f"edgebuild: {tmp_path}/build.yaml: exists already; give another with -o, or remove it\n")
     assert (tmp_path / "build.yaml").read_text() == "mine"
@@ -116,14 +116,14 @@ def test_what_exists_is_not_overwritten(cli, photos, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_used_is_told(cli, photos, tmp_path, more, told):
-    done = cli("init", photos, "-o", tmp_path / "b.yaml", *more, cwd=tmp_path)
+def test_what_cannot_be_used_is_told(inside, photos, tmp_path, more, told):
+    done = inside("init", photos, "-o", tmp_path / "b.yaml", *more, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (2, f"edgebuild: {told}\n")
     assert not (tmp_path / "b.yaml").exists()
 
 
-def test_a_config_is_shown_with_all_its_keys(cli, tmp_path):
-    done = cli("config", "show", "-c", "demo", "--set", "latency.limit_ms=0.7")
+def test_a_config_is_shown_with_all_its_keys(inside, tmp_path):
+    done = inside("config", "show", "-c", "demo", "--set", "latency.limit_ms=0.7")
     assert done.returncode == 0, done.stderr
     shown = yaml.safe_load(done.stdout)
     assert shown["latency"]["limit_ms"] == 0.7
@@ -132,12 +132,12 @@ def test_a_config_is_shown_with_all_its_keys(cli, tmp_path):
     assert load_config(tmp_path / "all.yaml") == load_config("demo", ["latency.limit_ms=0.7"])
 
 
-def test_the_schema_takes_every_shipped_config_and_refuses_a_typo(cli, tmp_path):
+def test_the_schema_takes_every_shipped_config_and_refuses_a_typo(inside, tmp_path):
     import jsonschema
 
-    schema = json.loads(cli("config", "schema").stdout)
+    schema = json.loads(inside("config", "schema").stdout)
     for name in ("demo", "trashnet", "trashnet-quick", "lineage-round1", "lineage-round2"):
-        document = yaml.safe_load(cli("config", "show", "-c", name, "--set", "data.root=x").stdout)
+        document = yaml.safe_load(inside("config", "show", "-c", name, "--set", "data.root=x").stdout)
         jsonschema.validate(document, schema)
     document["latency"]["limt_ms"] = 1
     with pytest.raises(jsonschema.ValidationError, match="limt_ms"):

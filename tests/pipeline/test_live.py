@@ -102,9 +102,9 @@ def test_all_that_is_said_is_in_the_log_with_its_time(tmp_path):
     assert line.endswith("  teach: epoch 1/8")
 
 
-def test_what_ended_a_command_is_in_the_log(cli, tmp_path):
+def test_what_ended_a_command_is_in_the_log(inside, tmp_path):
     folder = tmp_path / "run"
-    done = cli("search", "-c", "demo", "--set", "data.root=gone", "--run-dir", folder, "-q")
+    done = inside("search", "-c", "demo", "--set", "data.root=gone", "--run-dir", folder, "-q")
     assert done.returncode == 2
     assert "  ended: data.root: gone: no such folder" in (folder / "log.txt").read_text()
 

@@ -67,8 +67,7 @@ def written(tmp_path_factory):
     return report(run, result), result
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_it_renders_without_a_word_or_a_request_and_is_accessible(chromium, written, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
 

@@ -163,8 +163,8 @@ def test_a_teacher_that_diverges_at_once_says_where_and_what_to_lower(cli, tiny,
         ("teach", "distill.weight=0", "teach: the config asks for no teacher (distill.weight is 0)"),
     ],
 )
-def test_a_stage_that_the_config_does_not_ask_for_says_so(cli, tiny, tmp_path, command, setting, text):
-    found = cli(command, "-c", tiny, "--run-dir", tmp_path / "r", "--set", setting)
+def test_a_stage_that_the_config_does_not_ask_for_says_so(inside, tiny, tmp_path, command, setting, text):
+    found = inside(command, "-c", tiny, "--run-dir", tmp_path / "r", "--set", setting)
     assert found.returncode == 2
     assert text in found.stderr
 
@@ -177,10 +177,10 @@ def test_a_named_architecture_over_the_limit_is_refused_untrained(cli, tiny, tmp
     assert "is over the limit of 0.01 ms" in found.stderr
 
 
-def test_weights_of_a_student_that_do_not_fit_are_said_before_anything_is_searched(cli, tiny, tmp_path, weights):
+def test_weights_of_a_student_that_do_not_fit_are_said_before_anything_is_searched(inside, tiny, tmp_path, weights):
     settings = ("search.space=pretrained", "student.network=lcnet_050", f"student.weights={weights}")
     more = [part for s in settings for part in ("--set", s)]
-    found = cli("run", "-c", tiny, "--run-dir", tmp_path / "r", *more)
+    found = inside("run", "-c", tiny, "--run-dir", tmp_path / "r", *more)
     assert found.returncode == 2
     assert "student.weights:" in found.stderr
     assert "does not fit lcnet_050" in found.stderr
