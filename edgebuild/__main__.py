@@ -4,7 +4,6 @@ The packages models, latency, export and pipeline bear common names. The folder 
 sys.path, so that a user's own `models/` in the working folder or on PYTHONPATH cannot shadow them.
 """
 
-import atexit
 import gc
 import os
 import sys
@@ -20,7 +19,6 @@ def main() -> None:
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     gc.set_threshold(_GC_THRESHOLD)
-    atexit.register(gc.freeze)  # else the last collection, of all that torch has made, takes a second
     from pipeline.cli.app import main as cli_main
 
     cli_main()
