@@ -16,6 +16,7 @@ nothing was trained F1 has no model, and a space whose first draws were over the
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -94,17 +95,24 @@ def draws(space: JoinedSpace, seed: int) -> list[Draw]:
 
 
 class ExpectedFront(BaseSampler):
-    """pool: `draws` of the study's space. limit_ms: where the front ends. Reads the user attributes `latency_ms`,
+    """pool: gives the `draws` of the study's space, once they are needed. limit_ms: where the front ends. Reads the user attributes `latency_ms`,
     `over_limit`, `training`, `f1_by_epoch` and `f1_macro` of trials."""
 
-    def __init__(self, pool: Sequence[Draw], limit_ms: float, seed: int) -> None:
+    def __init__(self, pool: Callable[[], Sequence[Draw]], limit_ms: float, seed: int) -> None:
         self._pool, self._limit_ms = pool, limit_ms
-        self._code = Code({n: d for draw in pool for n, d in draw.distributions.items()})
-        self._by_space: dict[str | None, list[Draw]] = {}
-        for draw in pool:
-            self._by_space.setdefault(draw.params.get(SPACE), []).append(draw)
         self._rng, self._random = np.random.default_rng(seed), RandomSampler(seed=seed)
         self._chosen: Draw | None = None
+
+    @cached_property
+    def _code(self) -> Code:
+        return Code({n: d for draw in self._pool() for n, d in draw.distributions.items()})
+
+    @cached_property
+    def _by_space(self) -> dict[str | None, list[Draw]]:
+        found: dict[str | None, list[Draw]] = {}
+        for draw in self._pool():
+            found.setdefault(draw.params.get(SPACE), []).append(draw)
+        return found
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         self._chosen = self._propose(study.get_trials(deepcopy=False), trial.number)
@@ -127,7 +135,7 @@ class ExpectedFront(BaseSampler):
             return None
         tried = {frozenset(t.params.items()) for t in trials}
         unknown = self._unknown(measured, tried)
-        pool = self._pool if unknown is None else self._by_space[unknown]
+        pool = self._pool() if unknown is None else self._by_space[unknown]
         some = self._rng.permutation(len(pool))[:_RANDOM]
         candidates = [d for i in some if (d := pool[i]).key not in tried]
         forecast = _Forecast(measured, self._code, self._limit_ms, self._rng, explores=unknown is not None)
