@@ -175,11 +175,11 @@ class Stop(Section):
     share: Annotated[float, Field(ge=0, lt=1)] = 0.33
     """Worst share of the comparable ones, in which a training is ended; 0: never."""
     epochs: Epochs = 2
-    """None ends before so many."""
+    """No training is ended before this many epochs."""
     least: Count = 6
-    """Nor against fewer earlier candidates."""
+    """Nor while fewer earlier candidates can be compared."""
     similar: Annotated[float, Field(ge=1, le=_MOST)] = 1.15
-    """As fast is what takes at most so many times as long."""
+    """A candidate counts as equally fast if it takes at most this many times as long."""
 
 
 class Search(Section):
