@@ -18,6 +18,9 @@ from export.sandbox import Answer, Step
 from latency.bounds import ALPHA, quantile_bounds
 from latency.host import this_host
 
+_TIES = 0.02
+"""Share of recorded images that may get another label, even if all of them are near-ties: what counts as one depends on
+figures of the manifest, which its packer could choose."""
 _SCORE = 1e-4
 """Allowed difference of a score; tables show six digits."""
 
@@ -171,8 +174,8 @@ def judge_recorded(
     wrong = [row for row in changed if not near_tie(np.array(row.logits), manifest.golden.tolerance)]
     claimed = manifest.evidence.quality.f1_macro
     told = f"{len(rows)} of {len(recorded)} recorded images labelled again, {len(changed)} labels differ"
-    if wrong:
-        row = wrong[0]
+    if wrong or len(changed) > max(1, _TIES * len(rows)):
+        row = (wrong or changed)[0]
         told += f", {len(wrong)} of them clearly (one is {row.label} now, recorded {recorded[digests[row.path]]})"
         evidence = manifest.evidence
         if evidence.host.key != this_host().key and not evidence.portability.images:

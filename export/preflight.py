@@ -7,6 +7,7 @@ leave the sandbox, as long as the kernel's namespaces hold.
 """
 
 import contextlib
+import random
 import re
 import shutil
 import tempfile
@@ -20,10 +21,11 @@ from packaging.markers import InvalidMarker, UndefinedEnvironmentName
 from packaging.utils import canonicalize_name
 
 from export import sandbox
-from export.artifact import evenly, sha256
+from export.artifact import sha256
 from export.checks import PROCESSES, Check, Checks, Ended, Limits
 from export.examine import examine, unpacked
 from export.judge import (
+    Row,
     judge_forms,
     judge_golden,
     judge_recorded,
@@ -177,7 +179,9 @@ def _show(photos: Sequence[Path], manifest: Manifest, folder: Path) -> _Photos:
             readable.append(photo)
     timed = [show(readable[i * len(readable) // TIMED_IMAGES]) for i in range(TIMED_IMAGES)] if readable else []
     count = min(RECORDED_IMAGES, max(1, _MOST_LOGITS // len(manifest.classes)))
-    again = {show(photo): digest for digest, photo in evenly(list(recorded.items()), count)}
+    # Which ones, no packer can foresee.
+    chosen = random.SystemRandom().sample(list(recorded.items()), min(count, len(recorded)))
+    again = {show(photo): digest for digest, photo in chosen}
     folders = {digest: unicodedata.normalize("NFC", photo.parent.name) for digest, photo in recorded.items()}
     return _Photos(again, folders, timed, len(photos))
 
@@ -247,14 +251,19 @@ def _rehearse(
     wholes: list[float] = []
     timed = [("start", one, starts), *([("images", photos.timed, wholes)] if photos.timed else [])]
     untimed = {name: predict("first" if name == "start" else name, paths) for name, paths, _ in timed}
-    for name, paths, _ in timed:
-        rows_of(untimed[name], manifest, len(paths), checks)
+    labels = {name: _labels(rows_of(untimed[name], manifest, len(paths), checks)) for name, paths, _ in timed}
     for i in range(PROCESSES):
         for name, paths, seconds in timed:
             with LOCAL.lock():
-                ends_s = _timed_s(untimed[name], len(paths), limits)
-                seconds.append(predict(f"{name}-{i}", paths, ends_s=ends_s).seconds)
+                step = predict(f"{name}-{i}", paths, ends_s=_timed_s(untimed[name], len(paths), limits))
+            if _labels(rows_of(step, manifest, len(paths), checks)) != labels[name]:
+                checks.stop("outputs", "fail", f"'{name}-{i}' gives other labels than the same run before it was timed")
+            seconds.append(step.seconds)
     judge_time(starts, wholes, len(photos.timed), count, limits, checks, figures)
+
+
+def _labels(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    return [(row.path, row.label) for row in rows]
 
 
 def _timed_s(before: Step, images: int, limits: Limits) -> float:

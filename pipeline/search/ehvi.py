@@ -95,8 +95,8 @@ def draws(space: JoinedSpace, seed: int) -> list[Draw]:
 
 
 class ExpectedFront(BaseSampler):
-    """pool: gives the `draws` of the study's space, once they are needed. limit_ms: where the front ends. Reads the user attributes `latency_ms`,
-    `over_limit`, `training`, `f1_by_epoch` and `f1_macro` of trials."""
+    """pool: gives the `draws` of the study's space, once they are needed. limit_ms: where the front ends. Reads the
+    user attributes `latency_ms`, `over_limit`, `training`, `f1_by_epoch` and `f1_macro` of trials."""
 
     def __init__(self, pool: Callable[[], Sequence[Draw]], limit_ms: float, seed: int) -> None:
         self._pool, self._limit_ms = pool, limit_ms

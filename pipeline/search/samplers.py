@@ -13,8 +13,8 @@ _LEARNING = ("ehvi", "tpe", "sweep")
 def sampler(
     name: str, draws: Callable[[], Sequence[Draw]], limit_ms: float, flat: bool, *seeds: int | str
 ) -> BaseSampler:
-    """draws: gives points of the space, to those that want them. flat: every trial has every parameter, so that one joint
-    model serves."""
+    """draws: gives points of the space, to those that want them. flat: every trial has every parameter, so that one
+    joint model serves."""
     seed = int(canonical_hash(list(seeds)), 16) % 2**32
     if name == "ehvi":
         return ExpectedFront(draws, limit_ms, seed)

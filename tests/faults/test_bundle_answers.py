@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from export.checks import Checks, Ended
+from export.golden import golden_tolerance
 from export.judge import judge_forms, judge_golden, judge_recorded, rows_of
 from export.manifest import read_manifest
 from export.preflight import FORMS
@@ -142,17 +143,27 @@ def test_as_many_labels_of_each_kind_on_other_photos_are_no_pass(answers, photos
     assert "of them clearly" in check.told
 
 
-def test_a_near_tie_may_fall_the_other_way(answers, photos):
-    manifest, digests, _, found = recorded(answers, photos, 0)
-    row = found[0]
+def tied(row, manifest):
+    """The same image, whose second class is as good as the first and a little better."""
     logits = np.array(row.logits)
     first, second = np.argsort(logits)[::-1][:2]
     logits[second] = logits[first] + manifest.golden.tolerance / 2
-    tied = row.model_copy(update={"logits": logits.tolist(), "label": manifest.classes[int(second)]})
+    return row.model_copy(update={"logits": logits.tolist(), "label": manifest.classes[int(second)]})
+
+
+def test_a_near_tie_may_fall_the_other_way_and_not_all_of_them(answers, photos):
+    manifest, digests, _, found = recorded(answers, photos, 0)
     checks = Checks()
-    judge_recorded(manifest, digests, {}, [tied, *found[1:]], checks)
+    judge_recorded(manifest, digests, {}, [tied(found[0], manifest), *found[1:]], checks)
     assert "1 labels differ" in checks.found[0].told
     assert checks.found[0].verdict == "pass"
+    check = failed(judge_recorded, manifest, digests, {}, [*(tied(r, manifest) for r in found[:2]), *found[2:]])
+    assert "2 labels differ, 0 of them clearly" in check.told
+
+
+def test_a_constant_on_all_logits_makes_no_near_ties():
+    logits = np.array([[1.0, 0.2, -0.5], [0.1, 0.9, 0.0]])
+    assert golden_tolerance("f32", logits + 1e4, 0.0) == pytest.approx(golden_tolerance("f32", logits, 0.0))
 
 
 def test_images_in_folders_of_other_classes_than_recorded(answers, photos):

@@ -345,6 +345,29 @@ def test_the_timing_lock_is_not_held_while_a_stranger_is_waited_for(bundle, whee
 
 @pytest.mark.slow
 @needs_sandbox
+@pytest.mark.parametrize(
+    ("instead", "told"),
+    [
+        ("os._exit(0)", "--json"),  # nothing at all
+        ("sys.argv[1] = sys.argv[1].replace('turned.jpg', 'alpha.png')", "'start-0' gives other labels"),
+    ],
+)
+def test_only_an_answer_as_before_is_timed(bundle, wheels, few_processes, instead, told):
+    """predict.py counts its runs on the disk that it may write to, and takes a short way from the last one on."""
+    code = (
+        "import os, sys\n"
+        "if '--json' in sys.argv and 'turned' in sys.argv[1]:\n"
+        "    if os.path.exists('/disk/home/seen'):\n"
+        f"        {instead}\n"
+        "    open('/disk/home/seen', 'w').close()\n"
+    )
+    replace_text(bundle / "predict.py", "import argparse\n", f"{code}import argparse\n")
+    seal(bundle)
+    refused(bundle, "outputs", told, wheels=wheels)
+
+
+@pytest.mark.slow
+@needs_sandbox
 def test_too_slow_for_so_many_images(good, wheels, photos):
     found = preflight(good, Limits(seconds=5), photos.paths, count=1_000_000, wheels=wheels)
     failed = cause(found)

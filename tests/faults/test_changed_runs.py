@@ -203,11 +203,11 @@ def test_every_file_of_a_stage_but_its_own_manifest_is_covered(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", READS)
-def test_no_stage_uses_what_was_changed(cli, folder, stage):
+def test_no_stage_uses_what_was_changed(inside, folder, stage):
     path = folder / READS[stage]
     flip_byte(path)
     shutil.rmtree(folder / stage)
-    done = cli(stage, "--run-dir", folder)
+    done = inside(stage, "--run-dir", folder)
     assert done.returncode == 2, done.stderr
     assert "was changed since" in done.stderr
     assert path.name in done.stderr
@@ -216,12 +216,12 @@ def test_no_stage_uses_what_was_changed(cli, folder, stage):
 
 
 @pytest.mark.slow
-def test_a_report_uses_nothing_that_was_edited(cli, folder):
+def test_a_report_uses_nothing_that_was_edited(inside, folder):
     result = json.loads((folder / RESULT).read_text())
     report = folder / "report.html"
 
     def told():
-        done = cli("report", "--run-dir", folder, "--json")
+        done = inside("report", "--run-dir", folder, "--json")
         assert "Traceback" not in done.stderr
         return done, json.loads(done.stdout)["verdict"] if done.returncode == 0 else None
 
@@ -247,11 +247,11 @@ def test_a_report_uses_nothing_that_was_edited(cli, folder):
 
 
 @pytest.mark.slow
-def test_a_run_folder_may_be_moved(cli, tiny, folder, tmp_path):
+def test_a_run_folder_may_be_moved(cli, inside, tiny, folder, tmp_path):
     moved = tmp_path / "elsewhere" / "renamed"
     moved.parent.mkdir()
     folder.rename(moved)
-    done = cli("report", "--run-dir", moved, "--json")
+    done = inside("report", "--run-dir", moved, "--json")
     assert json.loads(done.stdout)["verdict"] == "pass", done.stderr
     result = json.loads((moved / RESULT).read_text())
     for name in (result["bundle"]["archive"], result["bundle"]["folder"], result["model"]["path"]):
@@ -278,11 +278,11 @@ DAMAGED = ["data/manifest.json", "verify/manifest.json", "result.json", ".id", "
 
 
 @pytest.mark.slow
-def test_files_that_were_cut_short_are_repaired_or_named(cli, tiny, folder):
+def test_files_that_were_cut_short_are_repaired_or_named(cli, inside, tiny, folder):
     for names, code in ((DAMAGED[:-1], 0), (DAMAGED[-1:], 2)):
         for path in (p for name in names for p in folder.glob(name)):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        done = cli("report", "--run-dir", folder, "--json")
+        done = inside("report", "--run-dir", folder, "--json")
         assert "Traceback" not in done.stderr
         assert done.returncode == code, done.stderr
     with pytest.raises(PipelineError, match="give the config that the run was begun with"):

@@ -216,10 +216,10 @@ def test_another_host_times_again_and_trains_nothing_again(cli, tiny, finished):
     assert after == before, "both trained candidates were timed again and none was trained again"
 
 
-def test_kill_9_in_each_stage_ends_the_same_way(cli, tiny, finished, tmp_path):
+def test_kill_9_in_the_long_stages_ends_the_same_way(cli, tiny, finished, tmp_path):
     _, whole = finished
     folder = tmp_path / "killed"
-    for stage in STAGES:
+    for stage in ("search", "teach", "distill", "quantize", "verify", "bundle"):
         process = subprocess.Popen(
             [sys.executable, "-m", "edgebuild", "run", "-c", str(tiny), "--run-dir", str(folder)],
             env=os.environ | {"PYTHONPATH": str(ROOT)},
