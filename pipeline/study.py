@@ -39,7 +39,7 @@ FREE = "free"
 DETAILS = "details"
 """The user attribute of a trial that holds what is known about its network, at least under the names in MEASURED."""
 MEASURED: dict[str, type] = {
-    **dict.fromkeys(("params", "macs", "input_size"), int),
+    **dict.fromkeys(("params", "macs", "input_size", "size_bytes"), int),
     **dict.fromkeys(("graph", "timings"), list),
     **dict.fromkeys(("spec", "hyper"), dict),
     "form": str,
@@ -73,7 +73,7 @@ def open_study(
     quiet_optuna()
     if not url.startswith("sqlite"):
         _keep_time_in_utc()
-    with told_of_databases(url):
+    with told_of_databases(url), _told_of_damage(url):
         study = optuna.create_study(study_name=name, storage=_storage(url), directions=directions, load_if_exists=True)
         if meaning is not None:
             if _MEANING not in study.user_attrs and not study.get_trials(deepcopy=False):
@@ -81,7 +81,22 @@ def open_study(
             agree(study, meaning)
         if study.metric_names is None:
             study.set_metric_names(list(metrics))
+        study.get_trials(deepcopy=False)
+        if [d.name.lower() for d in study.directions] != list(directions) or study.metric_names != list(metrics):
+            raise ValueError(f"it has not the objectives {', '.join(metrics)}")
     return study
+
+
+@contextlib.contextmanager
+def _told_of_damage(url: str) -> Iterator[None]:
+    """Optuna believes what it reads, and fails in many ways on what was changed by hand or by another version."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise EnvironmentProblem(
+            f"search.storage: {without_password(url)}: the study in it is damaged ({error!r:.200}); put the database "
+            "aside and search again: measurements and trainings are kept"
+        ) from error
 
 
 def _keep_time_in_utc() -> None:
@@ -175,7 +190,7 @@ def told_of_databases(url: str) -> Iterator[None]:
             raise  # told by whoever tells of full disks
         raise EnvironmentProblem(f"search.storage: {shown}: cannot be used: {_reason(error, url)}") from error
     except RuntimeError as error:
-        if "optuna storage upgrade" not in str(error):
+        if not any(text in str(error) for text in ("optuna storage upgrade", "runtime optuna version")):
             raise
         raise EnvironmentProblem(
             f"search.storage: {shown}: its tables are of another version of Optuna than {optuna.__version__}; after a "
@@ -305,7 +320,8 @@ def _tries(trial: FrozenTrial) -> int:
 
 def known_params(trial: FrozenTrial) -> dict[str, Any]:
     """What it was asked to try, and what it drew."""
-    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    asked = trial.system_attrs.get("fixed_params")
+    return {**(asked if isinstance(asked, dict) else {}), **trial.params}
 
 
 def own_trials(study: optuna.Study) -> list[FrozenTrial]:

@@ -3,11 +3,12 @@
 Results go to stdout, everything else to stderr; with --json the result is one JSON document.
 """
 
+import contextlib
 import io
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -353,7 +354,19 @@ def preflight_command(
     return VERDICT_CODES[result["verdict"]]
 
 
+class _Forgiving(io.FileIO):
+    """Writes what it can. A message that cannot be written must not change the exit code of what it is about."""
+
+    def write(self, content: Any, /) -> int:
+        with contextlib.suppress(OSError):
+            return super().write(content)
+        return memoryview(content).nbytes
+
+
 def main() -> None:
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        raw = io.BufferedWriter(_Forgiving(sys.stderr.fileno(), "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(raw, sys.stderr.encoding, line_buffering=True)
     for stream in (sys.stdout, sys.stderr):  # names may contain characters that the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -8,6 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from latency.errors import LatencyError
+from models.language import SpecError, canonical_hash
 from pipeline.errors import PipelineError
 from pipeline.files import read_record
 from pipeline.search.basis import Search
@@ -16,9 +17,10 @@ from pipeline.search.limits import limits_of
 from pipeline.search.measured import Timer
 from pipeline.search.samplers import warning
 from pipeline.search.spaces import check_space
-from pipeline.search.tally import TRAINED, Tally, all_at_work, fate, nearest_miss, rows_of, summary, used_up
+from pipeline.search.tally import STOPPED, TRAINED, Tally, all_at_work, fate, nearest_miss, rows_of, summary, used_up
 from pipeline.search.trial import LOST, UNFIT, evaluate, no_timing, timed
 from pipeline.study import (
+    DETAILS,
     FREE,
     agree,
     alive,
@@ -48,7 +50,7 @@ def conclude(search: Search, study: optuna.Study, reason: str) -> dict[str, Any]
     trials = own_trials(study)
     search.say(f"search ends: {reason}{nothing_fits(trials, search)}")
     for t in trials:
-        if fate(t) == TRAINED:
+        if fate(t) == TRAINED and _follows(t, search):
             search.trainer.keep(t.user_attrs["training"], t.params, t.user_attrs["f1_by_epoch"])
     return summary(study, search.config)
 
@@ -75,17 +77,39 @@ def prepare(search: Search, timer: Timer) -> optuna.Study:
 
 
 def _refuse_edited(study: optuna.Study, search: Search) -> None:
-    """Raises PipelineError where the study says another F1 than the record of the same training."""
+    """Check that what the study says of trained candidates follows from their parameters and from the records of their
+    trainings. Raises PipelineError."""
+
+    def edited(number: int, told: str) -> PipelineError:
+        return PipelineError(
+            f"search: trial {number} of the study {told}: the database was edited. Remove "
+            f"{search.folder / 'study.db'} and search again; measurements and trainings are kept"
+        )
+
     for trial in own_trials(study):
-        if fate(trial) != TRAINED:
+        if fate(trial) not in (TRAINED, STOPPED):
+            continue
+        if not _follows(trial, search):
+            raise edited(trial.number, "has a training or an architecture that is not that of its parameters")
+        if fate(trial) == STOPPED:  # of which no record is kept
             continue
         known, said = search.trainer.known(trial.user_attrs["training"]), trial.user_attrs["f1_macro"]
+        if known is None and search.config.search.storage is None:
+            raise edited(trial.number, f"says F1 {said:.4f}, and there is no whole record of its training")
         if known and abs(max(known) - said) > _ROUNDING:
-            raise PipelineError(
-                f"search: trial {trial.number} of the study says F1 {said:.4f}, the record of its training "
-                f"{max(known):.4f}: the database was edited. Remove {search.folder / 'study.db'} and search again; "
-                "measurements and trainings are kept"
-            )
+            raise edited(trial.number, f"says F1 {said:.4f}, the record of its training {max(known):.4f}")
+
+
+def _follows(trial: FrozenTrial, search: Search) -> bool:
+    """Whether a trial's training and network are those of its parameters."""
+    try:
+        candidate = search.space.suggest(optuna.trial.FixedTrial(trial.params), len(search.index.classes))
+    except (SpecError, ValueError):
+        return False
+    details = trial.user_attrs[DETAILS]
+    said = [trial.user_attrs["training"], details["spec"], details["hyper"]]
+    right = [search.trainer.key(candidate), candidate.spec.document(), candidate.hyper.as_dict()]
+    return canonical_hash(said) == canonical_hash(right)
 
 
 def work(search: Search, study: optuna.Study, timer: Timer) -> str:

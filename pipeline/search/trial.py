@@ -9,6 +9,7 @@ records beside Optuna's database, so a resumed, changed or moved study repeats n
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -65,8 +66,8 @@ def evaluate(
         began, spec = time.perf_counter(), candidate.spec
         found_out = (t.user_attrs[DETAILS] for t in measured)
         known = next((d for d in found_out if d.get("graph") == [spec.hash, spec.input_size]), None)
-        if known:
-            params, macs, timings = known["params"], known["macs"], [Timing(**t) for t in known["timings"]]
+        if known and (earlier_timings := _timings(known)):
+            params, macs, timings = known["params"], known["macs"], earlier_timings
         else:
             shape = profile(spec)
             params, macs = shape.params, shape.macs
@@ -107,6 +108,14 @@ def evaluate(
             search.say(f"search: {told(study, search)}")
         return
     _judge(study, trial, candidate, search, best, measured, head)
+
+
+def _timings(details: dict[str, Any]) -> list[Timing]:
+    """Those of an earlier trial; none where another program wrote something else there."""
+    try:
+        return [Timing(**t) for t in details["timings"]]
+    except TypeError:
+        return []
 
 
 def _judge(

@@ -1,16 +1,20 @@
 """Trials that a search did not make, values that are no choice, and workers that are killed again and again."""
 
+import shutil
+import sqlite3
+
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
 from pipeline.config import load_config
+from pipeline.errors import EnvironmentProblem, PipelineError
 from pipeline.run import report, run_one, standing
 from pipeline.search.basis import open_search
 from pipeline.search.tally import Tally
 from pipeline.stages import open_run
-from pipeline.study import DETAILS, MEASURED, foreign, own_trials, take_up, try_set_aside
+from pipeline.study import DETAILS, MEASURED, foreign, known_params, own_trials, take_up, try_set_aside
 
 TOLD = {name: kind() for name, kind in MEASURED.items()} | {"spec": {"backbone": []}}
 X = {"x": CategoricalDistribution([1, 2])}
@@ -101,22 +105,86 @@ def test_a_search_goes_on_beside_foreign_trials(tiny, tmp_path, sampler):
     assert "expected a value of this search space" in failed[0]
 
 
-@pytest.mark.slow
-def test_a_study_that_was_edited_is_not_believed(tiny, tmp_path):
-    import sqlite3
-
-    from pipeline.errors import PipelineError
-
-    with open_run(tmp_path / "run", load_config(tiny, ["search.trials=1"]), print) as run:
+@pytest.fixture(scope="module")
+def searched(tiny, tmp_path_factory):
+    """A run folder with one candidate trained."""
+    folder = tmp_path_factory.mktemp("searched") / "run"
+    with open_run(folder, load_config(tiny, ["search.trials=1"]), print) as run:
         run_one("search", run)
-    with sqlite3.connect(tmp_path / "run/study/study.db") as database:
-        changed = "UPDATE trial_user_attributes SET value_json = '0.9876' WHERE key = 'f1_macro'"
-        assert database.execute(changed).rowcount == 1
+    return folder
+
+
+def _forged(**attrs):
+    """A copy of a trial that this search trained, changed."""
+
+    def add(study, trial, database):
+        changed = {**trial.user_attrs, **attrs}
+        study.add_trial(
+            create_trial(
+                values=trial.values, params=trial.params, distributions=trial.distributions, user_attrs=changed
+            )
+        )
+
+    return add
+
+
+def _sql(statement):
+    def change(study, trial, database):
+        with sqlite3.connect(database) as connection:
+            assert connection.execute(statement).rowcount
+
+    return change
+
+
+NOT_THAT = "has a training or an architecture that is not that of its parameters"
+DAMAGED = "the study in it is damaged"
+EDITED = {
+    "another F1": (
+        _sql("UPDATE trial_user_attributes SET value_json = '0.9876' WHERE key = 'f1_macro'"),
+        r"says F1 0\.9876, the record of its training",
+    ),
+    "a training with another name": (_forged(training="0" * 16, f1_macro=0.95), NOT_THAT),
+    "a training that is a path": (_forged(training="../../../evil"), NOT_THAT),
+    "a training that no file can be named after": (_forged(training="a\0b"), NOT_THAT),
+    "broken JSON": (_sql("UPDATE trial_user_attributes SET value_json = '{x' WHERE key = 'details'"), DAMAGED),
+    "a value that is no choice": (_sql("UPDATE trial_params SET param_value = 999"), DAMAGED),
+    "a distribution that is none": (_sql("UPDATE trial_params SET distribution_json = '{}'"), DAMAGED),
+    "an objective too few": (_sql("DELETE FROM study_directions WHERE objective = 2"), DAMAGED),
+    "names that are a number": (_sql("UPDATE study_system_attributes SET value_json = '5'"), DAMAGED),
+    "tables of a later version": (
+        _sql("UPDATE alembic_version SET version_num = 'v9'"),
+        "of another version of Optuna",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", EDITED)
+def test_a_study_that_was_edited_is_not_believed(searched, tiny, tmp_path, what):
+    shutil.copytree(searched, tmp_path / "run")
+    change, told = EDITED[what]
+    with open_run(tmp_path / "run", load_config(tiny, ["search.trials=2"]), print) as run:
+        study = open_search(run).open()
+        (trial,) = [t for t in study.trials if t.state == TrialState.COMPLETE]
+        change(study, trial, run.folder / "study/study.db")
+        with pytest.raises((PipelineError, EnvironmentProblem), match=told):
+            run_one("search", run)
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_a_training_whose_record_is_gone_is_not_believed(searched, tiny, tmp_path):
+    shutil.copytree(searched, tmp_path / "run")
+    (record,) = (tmp_path / "run/study/trained").glob("*.json")
+    record.unlink()
     with (
         open_run(tmp_path / "run", load_config(tiny, ["search.trials=2"]), print) as run,
-        pytest.raises(PipelineError, match=r"says F1 0\.9876, the record of its training .* the database was edited"),
+        pytest.raises(PipelineError, match="there is no whole record of its training"),
     ):
         run_one("search", run)
+
+
+@pytest.mark.parametrize("fixed", ["abc", [1], 5])
+def test_what_was_enqueued_as_no_parameters_asks_for_nothing(fixed):
+    assert known_params(create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": fixed})) == {}
 
 
 def killed(study):

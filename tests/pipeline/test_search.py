@@ -191,9 +191,10 @@ def test_after_many_rejects_it_is_told_early_what_would_help(tiny, tmp_path, mon
 
 
 def test_what_the_study_knows_is_neither_timed_nor_trained_again(tiny, tmp_path, monkeypatch):
-    """Without the records in the folder, as on another machine."""
+    """Without the records in the folder, as on another machine that shares the database."""
     start = {"learning_rate": 0.003, "batch": 16, "n_select": 0, "width_multiple": 0.5}
-    settings = [f"search.start=[{start}]", "search.trials=1"]
+    storage = f"search.storage=sqlite:///{tmp_path / 'shared.db'}"
+    settings = [f"search.start=[{start}]", "search.trials=1", storage]
     with open_run(tmp_path / "run", load_config(tiny, settings), print) as run:
         run_one("search", run)
         (params,) = [t["parameters"] for t in run.read("search", "trials.json")["trials"]]

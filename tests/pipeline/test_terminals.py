@@ -50,6 +50,12 @@ def test_a_full_disk_behind_stdout(command):
     assert b"the disk is full" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["gate none.onnx --limit-ms 5", "run -c none", "gate --limit-ms much", "none"])
+@pytest.mark.parametrize("ended", ["2>/dev/full; echo code $?", "2>&1 >/dev/null | true; echo code ${PIPESTATUS[0]}"])
+def test_a_message_that_cannot_be_written_leaves_the_exit_code(command, ended):
+    assert b"code 2" in shell(f"$EDGEBUILD {command} {ended}").stdout
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp437"])
 def test_a_terminal_that_lacks_characters(tmp_path, encoding):
     draw_photos(tmp_path / "photos", train=4, val=4)
