@@ -21,7 +21,8 @@ from export.preprocess import Preprocess
 from export.unpack import write_tar
 from latency.host import version_of
 
-_TEMPLATES = Path(__file__).parent / "templates"
+CODE = {"predict.py": Path(__file__).parent / "templates/predict.py", "preprocess.py": Path(preprocess.__file__)}
+"""The programs of a bundle, and what they are copies of."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def write_bundle(
             f"{artifact.path}: sha256 {digest[:12]} is not that of the file that was timed ({timed[:12]}); "
             "nothing is known of it: measure it again"
         )
-    shutil.copyfile(preprocess.__file__, folder / "preprocess.py")
-    shutil.copyfile(_TEMPLATES / "predict.py", folder / "predict.py")
+    for name, source in CODE.items():
+        shutil.copyfile(source, folder / name)
     (folder / "labels.txt").write_text("".join(f"{c}\n" for c in card.classes), encoding="utf-8")
     (folder / "requirements.txt").write_text(lock.text)
     (folder / SBOM).write_text(sbom(shipped.path.name, digest, lock.pins, artifact.precision), encoding="utf-8")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from export.artifact import sha256
-from export.bundle import files_of
+from export.bundle import CODE, files_of
 from export.checks import Checks
 from export.documents import CARD, SBOM, model_card, sbom
 from export.errors import ExportError
@@ -23,6 +23,7 @@ from export.lock import BadLock, Pin, parse_pins
 from export.manifest import MANIFEST, Manifest, read_manifest
 from export.parity import f1_interval, figures
 from export.unpack import MAX_BYTES, MAX_FILES, BadArchive, unpack
+from latency.bounds import LEAST_PROCESSES
 from latency.host import Host, version_of
 from latency.records import file_hash
 
@@ -110,6 +111,10 @@ def examine(folder: Path, host: Host, checks: Checks) -> tuple[Manifest, tuple[P
     checks.say("cpu", "pass", told or "no instructions beyond the packages' own")
     pins = _lock((folder / "requirements.txt").read_bytes(), checks)
     _claims(folder, manifest, checks)
+    foreign = [name for name, ours in CODE.items() if (folder / name).read_bytes() != ours.read_bytes()]
+    if foreign:
+        told = f"{' and '.join(foreign)} is not edgebuild's own: what it answers here, and how fast, is its own word"
+        checks.say("code", "inconclusive", told)
     _documents(folder, manifest, pins, checks)
     return manifest, pins
 
@@ -162,6 +167,8 @@ def _claims(folder: Path, manifest: Manifest, checks: Checks) -> None:
         timed, packed = getattr(subject, name), getattr(model, name)
         if timed != packed:
             wrong(f"the latency is of another file or setting: {name} {timed} was timed, {packed} is packed")
+    if claims.latency.processes < LEAST_PROCESSES:
+        wrong(f"a bound of 99 % is claimed from {claims.latency.processes} processes; it needs {LEAST_PROCESSES}")
     if not claims.latency.p50_ms <= claims.latency.p90_ms <= claims.latency.p90_upper_ms:
         wrong("the latency's p50, p90 and upper bound are not in this order")
     if claims.latency.p90_upper_ms > claims.latency.limit_ms:

@@ -7,6 +7,7 @@ that passes cannot mean more to pip than it means here; and pip only ever reads 
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -105,12 +106,14 @@ def lock(runtime: str) -> Lock:
     pins = tuple(Pin(name, version) for name, version in requirements(runtime))
     options = ["--generate-hashes", "--no-deps", "--only-binary", ":all:", "--no-header", "--no-annotate", "--quiet"]
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "uv", "pip", "compile", *options, "-"],
-            input=render_pins(pins).encode(),
-            capture_output=True,
-            timeout=_TIMEOUT_S,
-        )
+        with tempfile.TemporaryDirectory() as nowhere:  # where no project has settings for uv
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", "uv", "pip", "compile", *options, "-"],
+                input=render_pins(pins).encode(),
+                capture_output=True,
+                timeout=_TIMEOUT_S,
+                cwd=nowhere,
+            )
     except subprocess.TimeoutExpired:
         return Lock(pins, f"the package index did not answer within {_TIMEOUT_S} s")
     if done.returncode:

@@ -16,6 +16,7 @@ _FORBIDDEN = {
     # call: (number on x86_64, number on aarch64); asm/unistd_64.h, asm-generic/unistd.h
     "shmget": (29, 194),
     "shmat": (30, 196),
+    "socketpair": (53, 199),
     "ptrace": (101, 117),
     "pivot_root": (155, 41),
     "mount": (165, 40),
@@ -42,13 +43,16 @@ _FORBIDDEN = {
     "memfd_secret": (447, 447),
 }
 _CLONE = {"x86_64": 56, "aarch64": 220}
+_SOCKET = {"x86_64": 41, "aarch64": 198}
+_AF_UNIX = 1
+"""Sockets that fill the kernel's memory, which no limit of a process counts."""
 _X32 = 0x40000000
 """Calls from here on are those of x86's 32-bit pointers."""
 _NEW_NAMESPACES = 0x7E020000 | 0x00000080
 """CLONE_NEW* of linux/sched.h."""
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER_AT, _ARCHITECTURE_AT, _FLAGS_AT = 0, 4, 16
-"""Offsets in struct seccomp_data; the flags are the low half of the first argument of clone."""
+_NUMBER_AT, _ARCHITECTURE_AT, _FIRST_AT = 0, 4, 16
+"""Offsets in struct seccomp_data. The low half of the first argument: the flags of clone, the family of socket."""
 _ALLOW, _KILL, _FAIL = 0x7FFF0000, 0x80000000, 0x00050000 | errno.ENOSYS
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 
@@ -67,13 +71,16 @@ def program() -> bytes | None:
     calls = len(numbers)
     steps = [
         step(_LOAD, _ARCHITECTURE_AT),
-        step(_EQUAL, _ARCHITECTURES[machine], 0, calls + 7),
+        step(_EQUAL, _ARCHITECTURES[machine], 0, calls + 10),
         step(_LOAD, _NUMBER_AT),
-        step(_AT_LEAST, _X32, calls + 3, 0),
-        *(step(_EQUAL, number, calls - i + 2, 0) for i, number in enumerate(numbers)),
-        step(_EQUAL, _CLONE[machine], 0, 3),
-        step(_LOAD, _FLAGS_AT),
-        step(_ANY_BIT, _NEW_NAMESPACES, 0, 1),
+        step(_AT_LEAST, _X32, calls + 8, 0),
+        *(step(_EQUAL, number, calls - i + 5, 0) for i, number in enumerate(numbers)),
+        step(_EQUAL, _CLONE[machine], 0, 2),
+        step(_LOAD, _FIRST_AT),
+        step(_ANY_BIT, _NEW_NAMESPACES, 3, 4),
+        step(_EQUAL, _SOCKET[machine], 0, 3),
+        step(_LOAD, _FIRST_AT),
+        step(_EQUAL, _AF_UNIX, 0, 1),
         step(_RETURN, _FAIL),
         step(_RETURN, _ALLOW),
         step(_RETURN, _KILL),

@@ -1,10 +1,13 @@
 """A stranger's archive, unpacked without trusting it: nothing outside the folder, no links, no devices, no bombs."""
 
 import errno
-import gzip
 import hashlib
+import io
+import os
 import shutil
+import stat
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -15,6 +18,8 @@ from export.errors import ExportError
 MAX_BYTES = 2**28
 MAX_FILES = 10_000
 _BLOCK = 512
+_GZIP = 31
+"""zlib's wbits of a gzip stream: its checksum and length are compared at its end."""
 _MAX_HEADERS_BYTES = 2**24
 _MAX_NAME = 200
 _MAX_READ = 2**16
@@ -25,17 +30,17 @@ class BadArchive(ExportError):
     """It is damaged, or not to be unpacked."""
 
 
-class _Bounded(gzip.GzipFile):
-    """Headers cannot fill the memory: tarfile keeps them all, and trusts the sizes that they name."""
+class _Bounded(io.BufferedReader):
+    """A tar whose headers cannot fill the memory: tarfile keeps them all, and trusts the sizes that they name."""
 
     headers = 0
 
-    def read(self, size: int | None = -1) -> bytes:
+    def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= _MAX_READ:
-            raise BadArchive(f"{self.name}: a header of {size} bytes; a bundle's are far smaller")
+            raise BadArchive(f"a header of {size} bytes; a bundle's are far smaller")
         self.headers += size * (size == _BLOCK)
         if self.headers > _MAX_HEADERS_BYTES:
-            raise BadArchive(f"{self.name}: over {_MAX_HEADERS_BYTES / 1e6:.0f} MB of headers; a bundle has far fewer")
+            raise BadArchive(f"over {_MAX_HEADERS_BYTES / 1e6:.0f} MB of headers; a bundle has far fewer")
         return super().read(size)
 
 
@@ -58,20 +63,18 @@ def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> Path:
     many dialects that another program might otherwise unpack something else.
     """
     try:
-        with _Bounded(archive) as stream:
+        with tempfile.TemporaryDirectory() as scratch:
+            plain = Path(scratch) / "plain.tar"
+            _decompress(archive, plain, max_bytes + _MAX_HEADERS_BYTES)
+            stream = _Bounded(io.FileIO(plain))
             names = _extract(archive, stream, folder, max_bytes)
             tops = list(folder.iterdir())
             if len(tops) != 1 or not tops[0].is_dir():
                 raise BadArchive(f"{archive}: expected one folder in it, found {len(tops)} entries at the top")
             again = _Digest()
             write_tar(tops[0], names, again)
-            stream.seek(0)
-            found, size = hashlib.sha256(), 0
-            while part := stream.read(_MAX_READ):  # to the end, where gzip checks length and checksum
-                found.update(part)
-                size += len(part)
-                if size > again.size:
-                    break
+            with plain.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256")
             if found.digest() != again.found.digest():
                 raise BadArchive(
                     f"{archive}: it is not packed as edgebuild packs a bundle; unpack it yourself and give the folder"
@@ -81,6 +84,26 @@ def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> Path:
             raise  # not the archive's fault
         raise BadArchive(f"{archive}: damaged, or no .tar.gz ({error}); get it again, compare its sha256") from error
     return tops[0]
+
+
+def _decompress(archive: Path, target: Path, most: int) -> None:
+    """Write the one gzip stream that a regular file is, up to `most` bytes of it. Raises BadArchive."""
+    descriptor = os.open(archive, os.O_RDONLY | os.O_NONBLOCK)  # which waits for no writer of a named pipe
+    with os.fdopen(descriptor, "rb") as packed, target.open("wb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise BadArchive(f"{archive}: no regular file")
+        stream, total = zlib.decompressobj(_GZIP), 0
+        while not stream.eof:
+            waiting = stream.unconsumed_tail or packed.read(_MAX_READ)
+            if not waiting:
+                raise EOFError("it ends within its data")
+            part = stream.decompress(waiting, _MAX_READ)
+            total += len(part)
+            if total > most:
+                raise BadArchive(f"{archive}: unpacks to more than {most / 1e6:.0f} MB; a bundle is far smaller")
+            file.write(part)
+        if stream.unused_data or packed.read(1):
+            raise BadArchive(f"{archive}: something follows its end; get it again, compare its sha256")
 
 
 class _Digest:
@@ -98,7 +121,7 @@ class _Digest:
         return self.size
 
 
-def _extract(archive: Path, stream: gzip.GzipFile, folder: Path, max_bytes: int) -> list[str]:
+def _extract(archive: Path, stream: _Bounded, folder: Path, max_bytes: int) -> list[str]:
     """Names of the files below the archive's top folder."""
     total, names = 0, []
     with tarfile.open(fileobj=stream, mode="r:") as packed:

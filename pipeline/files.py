@@ -43,6 +43,8 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 def read_record(path: Path) -> dict[str, Any] | None:
     """Read a record of `write_record`. None if there is no such file, or if it is not as it was written."""
     try:
+        if not path.is_file():  # a named pipe would never end
+            return None
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None

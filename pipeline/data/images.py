@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from export.artifact import sha256
 from export.preprocess import ImageError, Preprocess
 from models.language import canonical_hash
-from pipeline.data.index import Index
+from pipeline.data.index import Index, check_unchanged
 from pipeline.errors import PipelineError
 from pipeline.files import keep, kept
 
@@ -37,10 +36,7 @@ def decoded(index: Index, split: str, preprocess: Preprocess, cache: Path) -> np
 
         def put(i: int) -> None:
             array[i] = preprocess.load(paths[i])
-            if sha256(paths[i]) != samples[i].sha256:
-                raise PipelineError(
-                    f"{paths[i]}: it was changed since the data was read; run again, and the stage data reads it anew"
-                )
+            check_unchanged(paths[i], samples[i])
 
         try:
             with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from export.artifact import sha256
 from export.preprocess import ImageError, Preprocess
 from models.language import canonical_hash
 from pipeline import FORMAT
@@ -34,6 +35,13 @@ class Sample:
     path: str
     label: int
     sha256: str
+
+
+def check_unchanged(path: Path, sample: Sample) -> None:
+    """Raises PipelineError for a file of other bytes than those that were read."""
+    if sha256(path) != sample.sha256:
+        told = "it was changed since the data was read; run again, and the stage data reads it anew"
+        raise PipelineError(f"{path}: {told}")
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,13 @@ class Index:
 
     def paths(self, split: str) -> list[Path]:
         return [Path(self.root) / s.path for s in self.splits[split]]
+
+    def unchanged(self, split: str) -> list[Path]:
+        """The same paths, once every file is seen to be what was read. Raises PipelineError."""
+        paths = self.paths(split)
+        for path, sample in zip(paths, self.splits[split], strict=True):
+            check_unchanged(path, sample)
+        return paths
 
     def labels(self, split: str) -> list[int]:
         return [s.label for s in self.splits[split]]

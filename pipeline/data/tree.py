@@ -8,7 +8,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,7 @@ def look_through(root: Path) -> Tree:
         splits = {split: _classes(named[split][0], root, passed) for split in SPLITS if split in named}
         for split, classes in splits.items():
             _refuse_what_is_no_class(named[split][0], classes)
+        _refuse_groups(named["train"][0])
     else:
         _refuse_what_looks_like_splits(root, folders)
         splits = {ALL: _classes(root, root, passed, folders)}
@@ -93,7 +94,7 @@ def look_through(root: Path) -> Tree:
 
 
 def _refuse_what_looks_like_splits(root: Path, folders: list[Path]) -> None:
-    inside = {f: {p.name for p in f.iterdir() if p.is_dir() and not _left_out(p.name)} for f in folders}
+    inside = {f: _below(f) for f in folders}
     if len(folders) == 1 and inside[folders[0]]:
         names = ", ".join(sorted(inside[folders[0]])[:5])
         raise PipelineError(
@@ -117,16 +118,13 @@ def _refuse_what_looks_like_splits(root: Path, folders: list[Path]) -> None:
             raise PipelineError(
                 f"{folder}: it holds one folder, of its own name; move what is in {folder / folder.name} up by one"
             )
-    of_split = {f.name: split for f, below in inside.items() if below and (split := _split_in(f.name))}
+    of_split = {f.name: split for f in folders if (split := _split_in(f.name))}
     if len(set(of_split.values())) > 1:
         raise PipelineError(
-            f"{root}: {', '.join(of_split)} hold folders and look like splits; name them {', '.join(_named(of_split))}"
-            f"{_WAY_OUT}"
+            f"{root}: {', '.join(of_split)} look like splits; name them {', '.join(_named(of_split))}{_WAY_OUT}"
         )
-    counted = Counter(name for below in inside.values() for name in below)
-    shared = sorted(name for name, count in counted.items() if count > 1)
-    if shared:
-        holders = ", ".join([f.name for f, below in inside.items() if shared[0] in below][:3])
+    if shared := _shared(inside.values()):
+        holders = ", ".join([f.name for f, below in inside.items() if shared[0] in _alike(below)][:3])
         raise PipelineError(
             f"{root}: {holders} hold the same folders ({', '.join(shared[:5])}), so they look like splits or "
             f"groups, and these like the classes; name the splits train/, val/ and test/{_WAY_OUT}"
@@ -134,11 +132,33 @@ def _refuse_what_looks_like_splits(root: Path, folders: list[Path]) -> None:
 
 
 _WAY_OUT = ", or, if they are classes, put all of them into train/"
+_OF_A_CLASS = {"images", "image", "img", "imgs"}
+"""Folders that some data sets have inside each class."""
+
+
+def _below(folder: Path) -> set[str]:
+    """Names of the folders inside a folder; none where it cannot be read, which is told elsewhere."""
+    try:
+        return {p.name for p in folder.iterdir() if p.is_dir() and not _left_out(p.name)}
+    except OSError:
+        return set()
+
+
+def _alike(names: set[str]) -> set[str]:
+    """Names without the differences that systems and people make: of case and of Unicode form."""
+    return {unicodedata.normalize("NFC", name).casefold() for name in names}
+
+
+def _shared(inside: Iterable[set[str]]) -> list[str]:
+    """Names that several folders have inside them, but for those that each class may have."""
+    counted = Counter(name for below in inside for name in _alike(below))
+    return sorted(name for name, count in counted.items() if count > 1 and name not in _OF_A_CLASS)
 
 
 def _split_in(name: str) -> str | None:
-    """The split that a word of a name means: training_set, seg_test."""
-    return next((_SPLIT_OF[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLIT_OF), None)
+    """The split that a word of a name means: training_set, seg_test, train2017, TestData."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
+    return next((_SPLIT_OF[word.lower()] for word in words if word.lower() in _SPLIT_OF), None)
 
 
 def _named(of_split: dict[str, str]) -> list[str]:
@@ -156,6 +176,17 @@ def _refuse_what_is_no_class(folder: Path, classes: dict[str, list[Path]]) -> No
     if len(names) == 1 and (names & set(_SPLIT_OF) or names == {folder.name.lower()}):
         raise PipelineError(
             f"{folder}: it holds one folder, {next(iter(classes))}/, which is no class; move what is in it up by one"
+        )
+
+
+def _refuse_groups(train: Path) -> None:
+    """Refuse train/2023/cat, train/2023/dog beside train/2024/cat, train/2024/dog. Raises PipelineError."""
+    inside = {p.name: _below(p) for p in sorted(train.iterdir()) if p.is_dir() and not _left_out(p.name)}
+    shared = _shared(inside.values())
+    if len(shared) > 1:
+        raise PipelineError(
+            f"{train}: {', '.join(list(inside)[:3])} hold the same folders ({', '.join(shared[:5])}), so these look "
+            "like the classes; lay the images out as train/CLASS/*.jpg"
         )
 
 

@@ -127,6 +127,6 @@ def run_source(run: Run) -> Source:
     """What the formats of a finished student are made from."""
     card = load_checkpoint(run.file("distill", "student.safetensors"))[1]
     images = calibration_images(
-        load_index(run).paths("train"), card.preprocess, run.config.quantize.images, run.config.seed
+        load_index(run).unchanged("train"), card.preprocess, run.config.quantize.images, run.config.seed
     )
     return Source(run.model("export", FORMATS["onnx"].file), card, images, not run.host.has_any(INT8_DOT))

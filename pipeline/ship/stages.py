@@ -222,7 +222,7 @@ def _bundle(run: Run, work: Path) -> dict[str, Any]:
             "macs": facts["macs"],
             "portability": portability,
         },
-        photos=list(zip(index.paths(split), truth, race["guesses"], strict=True)),
+        photos=list(zip(index.unchanged(split), truth, race["guesses"], strict=True)),
         relies_on=portability["relies_on"],
         drift=0.0 if portability["relies_on"] else portability.get("max_diff", 0.0),
     )

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -89,6 +90,8 @@ CUTS = {
     "a wrong length": lambda data: data[:-4] + b"\1\2\3\4",
     "more behind it": lambda data: data + b"more",
     "another archive behind it": lambda data: data + data,
+    "zeros behind it, which gzip passes over one by one": lambda data: data + bytes(50_000_000),
+    "an endless name in its header": lambda data: data[:3] + b"\x08" + data[4:10] + b"x" * 50_000_000,
 }
 
 
@@ -97,6 +100,11 @@ def test_an_archive_that_does_not_end_as_it_should(good, tmp_path, cut):
     path = tmp_path / "bundle.tar.gz"
     path.write_bytes(CUTS[cut](good.read_bytes()))
     refused(path, "archive", str(path))
+
+
+def test_a_named_pipe_is_no_archive(tmp_path):
+    os.mkfifo(tmp_path / "bundle.tar.gz")
+    refused(tmp_path / "bundle.tar.gz", "archive", "no regular file")
 
 
 def test_a_truncated_archive(good, tmp_path):
@@ -401,6 +409,10 @@ CLAIMS = {
     "two predictions of one image": (
         lambda m: m["recorded"].insert(0, [m["recorded"][0][0], "a", "a" if m["recorded"][0][2] != "a" else "b"]),
         "has two different predictions",
+    ),
+    "a bound from too few processes": (
+        lambda m: m["evidence"]["latency"].update(processes=6),
+        "a bound of 99 % is claimed from 6 processes",
     ),
     "a p90 under its p50": (lambda m: m["evidence"]["latency"].update(p50_ms=0.65), "not in this order"),
     "a class twice": (lambda m: m["classes"].__setitem__(1, "a"), "named twice"),

@@ -245,6 +245,13 @@ def test_labels_for_some_images_only_are_no_answer(bundle, wheels, photos):
     refused(bundle, "outputs", "40 labels for 200 images", wheels=wheels, photos=photos.paths)
 
 
+def only_foreign(found):
+    """All is well but that predict.py is not edgebuild's own, so nobody knows what it does elsewhere."""
+    assert found.verdict == "inconclusive"
+    (reason,) = found.reasons
+    assert reason.startswith("code: predict.py is not edgebuild's own"), reason
+
+
 @pytest.fixture
 def few_processes(monkeypatch):
     """For what is not about times: each process of the timing takes seconds."""
@@ -278,12 +285,11 @@ while time.time() < ends: os.write(2, b"x" * 65536)
 @needs_sandbox
 def test_what_is_tried_against_the_driver_changes_nothing(bundle, wheels, few_processes):
     """To write an answer in its place, to read its memory, to end it, to leave a child that keeps the output open, to
-    print without end. None succeeds, so the bundle answers as it should, and passes."""
+    print without end. None succeeds, so the bundle answers as it should."""
     replace_text(bundle / "predict.py", "import argparse", f"{ATTACK}\nimport argparse")
     seal(bundle)
     began = time.monotonic()
-    found = preflight(bundle, Limits(), wheels=wheels)
-    assert found.verdict == "pass", found.reasons
+    only_foreign(preflight(bundle, Limits(), wheels=wheels))
     assert time.monotonic() - began < 120
 
 
@@ -393,9 +399,11 @@ def test_the_sandbox_holds(bundle, wheels, photos, tmp_path, few_processes):
         if "SECRET" in os.environ: seen.append("environment")
         import ctypes, errno
         libc = ctypes.CDLL(None, use_errno=True)
-        calls = {"keyctl": 250, "add_key": 248, "shmget": 29, "memfd_create": 319, "unshare": 272}
+        calls = {"keyctl": 250, "add_key": 248, "shmget": 29, "memfd_create": 319, "unshare": 272, "socketpair": 53}
         for name, number in calls.items() if os.uname().machine == "x86_64" else ():
             if libc.syscall(number, 0, 0, 0) >= 0 or ctypes.get_errno() != errno.ENOSYS: seen.append(name)
+        try: socket.socket(socket.AF_UNIX); seen.append("AF_UNIX")
+        except OSError: pass
         seen += [p for p in os.environ if p not in ("HOME", "TMPDIR", "PATH", "LANG", "PWD", "LC_CTYPE")]
         if len([p for p in os.listdir("/proc") if p.isdigit()]) > 5: seen.append("processes")
         subprocess.Popen(["/bin/sleep", "1000"])
@@ -414,7 +422,7 @@ def test_the_sandbox_holds(bundle, wheels, photos, tmp_path, few_processes):
             found = preflight(bundle, Limits(), [*photos.paths, tmp_path / "link.jpg", elsewhere], wheels=wheels)
         finally:
             del os.environ["SECRET"]
-    assert found.verdict == "pass", found.reasons
+    only_foreign(found)
 
 
 # --- good ones ------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pipeline.files import keep, kept, read_record, write_record
 from pipeline.stages import MANIFEST, RESULT, Run, open_run, run_config
 from tests.conftest import draw_photos
 from tests.faults.bundles import flip_byte
+from tests.golden.make_run import seal
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
 
@@ -272,6 +273,22 @@ def test_the_demos_images_move_with_the_run(tmp_path):
     (tmp_path / "run").rename(tmp_path / "moved")
     index = load_index(Run(tmp_path / "moved", load_config("demo"), print))
     assert all(p.is_file() for p in index.paths("val"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["quantize", "bundle"])
+def test_an_image_that_was_replaced_is_in_no_file_that_is_made_later(inside, tiny, folder, tmp_path, stage):
+    """By another of the same size and time; the stage is asked for alone, and reads no data anew."""
+    index = json.loads((folder / "data/index.json").read_text())
+    photos = shutil.copytree(index["root"], tmp_path / "photos")
+    (folder / "data/index.json").write_text(json.dumps(index | {"root": str(photos)}))
+    seal(folder)
+    split = {"quantize": "train", "bundle": "val"}[stage]
+    flip_byte(photos / index["splits"][split][0]["path"])
+    shutil.rmtree(folder / stage)
+    done = inside(stage, "--run-dir", folder)
+    assert done.returncode == 2, done.stderr
+    assert "it was changed since the data was read" in done.stderr
 
 
 DAMAGED = ["data/manifest.json", "verify/manifest.json", "result.json", ".id", "study/trained/*.json", "config.yaml"]

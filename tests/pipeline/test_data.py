@@ -163,7 +163,41 @@ LAYOUTS = {
     "detection below the split": ({"train__images": 3, "train__labels": 0}, "look like a data set for detection"),
     "a split in a split": ({"train__train__a": 3, "val__val__a": 3}, "it holds one folder, train/, which is no class"),
     "years": ({"2019__x": 5, "2020__x": 5}, "hold the same folders"),
+    "splits without classes": ({"training_set": 5, "test_set": 5}, "look like splits; name them train/, test/"),
+    "splits with years": ({"train2017": 5, "val2017": 5}, "look like splits; name them train/, val/"),
+    "splits in two words": ({"TrainData__a": 5, "TestData__b": 5}, "look like splits; name them train/, test/"),
+    "splits before their names": ({"X_train": 5, "X_valid": 5, "X_test": 5}, "look like splits"),
+    "domains": ({"trainA": 5, "trainB": 5, "testA": 5, "testB": 5}, "look like splits"),
+    "classes in another case": ({"Field__Cat": 5, "Lab__cat": 5}, "hold the same folders"),
+    "years below the split": (
+        {
+            "train__2023__cat": 3,
+            "train__2023__dog": 3,
+            "train__2024__cat": 3,
+            "train__2024__dog": 3,
+            "val__2023__cat": 2,
+        },
+        r"2023, 2024 hold the same folders \(cat, dog\), so these look like the classes",
+    ),
 }
+CLEAR = {
+    "a folder of images in each class": {"train__a__images": 3, "train__b__images": 3, "val__a": 2, "val__b": 2},
+    "the same without splits": {"a__images": 9, "b__images": 9},
+    "letters": {"train__a": 3, "train__A": 3, "val__a": 2, "val__A": 2},
+    "one class that is named like a split": {
+        "train": 0,
+        "train__train": 5,
+        "train__bus": 5,
+        "val__train": 2,
+        "val__bus": 2,
+    },
+    "a word that holds one": {"contest": 9, "latest": 9, "restrained": 9},
+}
+
+
+@pytest.mark.parametrize("case", CLEAR)
+def test_a_layout_that_means_one_thing_is_read(tmp_path, case):
+    assert len(scan(fill(tmp_path / "photos", **CLEAR[case]), 0).classes) > 1
 
 
 @pytest.mark.parametrize("case", LAYOUTS)
