@@ -3,8 +3,7 @@
 import hashlib
 import math
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import median
@@ -21,11 +20,6 @@ from latency.sampling import BLOCK, Plan
 UNSTEADY = 1.25
 """The middle half of the control's medians may differ by this factor. Two frequency regimes of one host gave 1.27
 between the extremes of eight processes, and less between their quartiles."""
-
-
-_LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]?)([\x01-\x7f])")
-"""An entry of TensorProto.external_data in onnx.proto: the key `location`, and the length of its value, 7 bits a byte,
-the low ones first (protobuf's wire format). Longer than two bytes say is no path."""
 
 
 @dataclass(frozen=True)
@@ -218,24 +212,40 @@ def quartile_ratio(values: Sequence[float] | np.ndarray) -> float:
 
 def model_files(path: Path) -> list[Path]:
     """A model, and the files below its folder in which it keeps weights: OpenVINO's .bin, ONNX's external data. Raises
-    InputError where there is no such file."""
+    InputError where there is no such file, or where weights lie in something else than a file."""
     if not path.is_file():
         raise InputError(f"{path}: {'a folder; give a file' if path.is_dir() else 'no such file'}")
-    if path.suffix == ".xml":
+    content = path.read_bytes()
+    if content.lstrip()[:1] == b"<":  # OpenVINO's XML, whatever its suffix
         found = [path.with_suffix(".bin")]
     else:
-        found = [path.parent / os.fsdecode(name) for name in _locations(path.read_bytes())]
-        found = [f for f in found if ".." not in f.parts and f.is_relative_to(path.parent)]
+        names = (os.path.normpath(name) for name in _locations(content))
+        found = [path.parent / name for name in names if not name.startswith(("../", "/")) and name not in (".", "..")]
+    for file in found:
+        if file.exists() and not file.is_file():
+            raise InputError(f"{path}: its weights are to be in {file}, which is no file")
     return [path, *dict.fromkeys(f for f in found if f.is_file())]
 
 
-def _locations(model: bytes) -> list[bytes]:
-    found = set()
-    for match in _LOCATION.finditer(model):
-        low, high = match[1], match[2][0]
-        length = (low[0] & 0x7F) | high << 7 if low else high
-        found.add(model[match.end() : match.end() + length])
-    return sorted(name for name in found if b"\0" not in name)
+def _locations(model: bytes) -> list[str]:
+    """The names of the files that an ONNX model keeps tensors in; none of what is no ONNX model."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    def tensors(message: Any) -> Iterator[Any]:
+        if isinstance(message, onnx.TensorProto):
+            yield message
+            return
+        for field_, value in message.ListFields():
+            if field_.message_type:
+                for inner in value if isinstance(value, Sequence) else [value]:
+                    yield from tensors(inner)
+
+    try:
+        found = [t for t in tensors(onnx.load_model_from_string(model)) if t.data_location == t.EXTERNAL]
+    except DecodeError:
+        return []
+    return sorted({e.value for t in found for e in t.external_data if e.key == "location" and "\0" not in e.value})
 
 
 def file_hash(path: Path) -> str:

@@ -22,6 +22,8 @@ def fixed_shape(path: object, name: str, shape: Sequence[Any], batch: int | None
     """`shape` with its open first dimension set to `batch`; open dimensions are those that are no int, or negative.
     Raises InputError where others are open, where the first is and no batch was given, where it is fixed at another,
     or where one is 0: an input without an element."""
+    if not shape:
+        raise InputError(f"{path}: the input {name!r} has no dimensions; fix its shape when exporting")
     given = f"{path}: the input {name!r} has the dynamic shape [{', '.join(map(str, shape))}]"
     is_open = [not isinstance(d, int) or d < 0 for d in shape]
     if 0 in shape:

@@ -1,5 +1,7 @@
 """Files that compute nothing, nothing finite, or on nothing: refused, for their time would mean nothing."""
 
+import os
+
 import numpy as np
 import onnx
 import pytest
@@ -27,8 +29,11 @@ def value(name, shape=(1, 8), kind=FLOAT):
     return helper.make_tensor_value_info(name, kind, shape)
 
 
+ONES = numpy_helper.from_array(np.ones((1, 8), np.float32), "c")
+
+
 def no_nodes(path):
-    return saved(path, [], [value("x")], [value("c")], [numpy_helper.from_array(np.ones((1, 8), np.float32), "c")])
+    return saved(path, [], [value("x")], [value("c")], [ONES])
 
 
 def the_input_is_the_output(path):
@@ -84,6 +89,57 @@ def test_an_output_that_is_not_finite_is_not_timed(tmp_path, runtime, operator, 
         worker.time([Subject.of(path, runtime)], QUICK)
 
 
+def folded(path):
+    return saved(path, [helper.make_node("Relu", ["c"], ["y"])], [value("x")], [value("y")], [ONES])
+
+
+def a_constant_beside_the_output(path):
+    nodes = [helper.make_node("Relu", ["c"], ["y"]), helper.make_node("Relu", ["x"], ["z"])]
+    return saved(path, nodes, [value("x")], [value("y"), value("z")], [ONES])
+
+
+def the_shape_alone(path):
+    node = helper.make_node("Shape", ["x"], ["y"])
+    return saved(path, [node], [value("x")], [value("y", (2,), TensorProto.INT64)])
+
+
+def text(path):
+    node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.STRING)
+    return saved(path, [node], [value("x")], [value("y", (1, 8), TensorProto.STRING)])
+
+
+def a_sequence(path):
+    node = helper.make_node("SequenceConstruct", ["x", "x"], ["y"])
+    return saved(path, [node], [value("x")], [helper.make_tensor_sequence_value_info("y", FLOAT, (1, 8))])
+
+
+def no_nodes_under_another_name(path):
+    return no_nodes(path.with_suffix(".onnx")).rename(path.with_suffix(".pb"))
+
+
+NOTHING = {
+    folded: "same for every input",
+    a_constant_beside_the_output: "same for every input",
+    the_shape_alone: "same for every input",
+    no_nodes_under_another_name: "same for every input",
+    text: "is no array of numbers",
+    a_sequence: "is no array of numbers",
+}
+
+
+@pytest.mark.parametrize("make", NOTHING, ids=lambda make: make.__name__)
+def test_an_output_that_does_not_hang_on_the_input_is_not_timed(tmp_path, make):
+    path = make(tmp_path / "m.onnx")
+    with Worker() as worker, pytest.raises(LatencyError, match=NOTHING[make]):
+        worker.time([Subject.of(path, "onnxruntime")], QUICK)
+
+
+@pytest.mark.parametrize("make", [folded, a_constant_beside_the_output], ids=lambda make: make.__name__)
+def test_the_same_in_openvino(tmp_path, make):
+    with Worker() as worker, pytest.raises(InputError, match="same for every input"):
+        worker.time([Subject.of(make(tmp_path / "m.onnx"), "openvino")], QUICK)
+
+
 def test_an_output_without_elements_is_not_timed(tmp_path):
     """Slices away all that came in."""
     ends = [numpy_helper.from_array(np.array([0], np.int64), n) for n in ("a", "b")]
@@ -109,6 +165,44 @@ def test_weights_in_another_file_are_part_of_the_hash(tmp_path, name):
     data[7] ^= 1
     (tmp_path / name).write_bytes(data)
     assert file_hash(tmp_path / "m.onnx") != before
+
+
+def with_weights_in(path, location):
+    """Value before key, as protobuf allows and no writer does."""
+    tensor = onnx.TensorProto(name="w", data_type=FLOAT, dims=[8, 8], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=location)
+    saved(path, [helper.make_node("MatMul", ["x", "w"], ["y"])], [value("x")], [value("y")], [tensor])
+    key, name = b"\x0a\x08location", b"\x12" + bytes([len(location)]) + location.encode()
+    path.write_bytes(path.read_bytes().replace(key + name, name + key))
+
+
+@pytest.mark.parametrize("location", ["w.bin", "sub/../w.bin", "./w.bin", "sub/w.bin"])
+def test_weights_are_found_however_their_place_is_written(tmp_path, location):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / location).write_bytes(np.eye(8, dtype=np.float32).tobytes())
+    with_weights_in(tmp_path / "m.onnx", location)
+    before = file_hash(tmp_path / "m.onnx")
+    (tmp_path / location).write_bytes(np.ones((8, 8), np.float32).tobytes())
+    assert file_hash(tmp_path / "m.onnx") != before
+
+
+def test_weights_outside_of_the_folder_are_none_of_the_models(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "w.bin").write_bytes(bytes(256))
+    with_weights_in(tmp_path / "in/m.onnx", "../w.bin")
+    assert model_files(tmp_path / "in/m.onnx") == [tmp_path / "in/m.onnx"]
+
+
+@pytest.mark.parametrize("name", ["m.xml", "M.XML", "m.model"])
+def test_the_weights_of_an_ir_are_beside_it_whatever_its_suffix(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("<?xml version='1.0'?><net/>")
+    path.with_suffix(".bin").write_bytes(b"weights")
+    assert model_files(path) == [path, path.with_suffix(".bin")]
+    path.with_suffix(".bin").unlink()
+    os.mkfifo(path.with_suffix(".bin"))
+    with pytest.raises(InputError, match="which is no file"):
+        model_files(path)
 
 
 def test_kernels_that_took_no_time_have_no_share():
