@@ -58,8 +58,8 @@ def machine_of(target: str, modules: Mapping[str, Path] | None = None) -> Machin
     the zipapp. Raises InputError."""
     if target == "local":
         return LOCAL
-    url = urlsplit(target)
     try:
+        url = urlsplit(target)
         host, port = url.hostname, url.port
     except ValueError as error:
         raise InputError(f"target {target!r}: {error}") from error

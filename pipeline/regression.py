@@ -6,8 +6,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from xml.etree import ElementTree
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from latency.check import Check, check, check_stored
 from latency.compare import SAME
@@ -59,14 +61,72 @@ def worst(rows: Sequence[dict[str, Any]]) -> str:
     return next(v for v in ("fail", "inconclusive", "pass") if v in verdicts)
 
 
+_Milliseconds = Annotated[list[Annotated[FiniteFloat, Field(gt=0, le=1e9)]], Field(min_length=1)]
+_Count = Annotated[int, Field(ge=1)]
+
+
+class _StoredPart(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _StoredRun(_StoredPart):
+    samples_ms: _Milliseconds
+    control_ms: _Milliseconds
+    peak_mib: FiniteFloat
+    effective_precision: str
+    settings: dict[str, Any]
+    clock_ns: _Count = 1
+    block: _Count = 1
+
+
+class _StoredHost(_StoredPart):
+    cpu: str
+    isa: list[str]
+    cores: _Count
+    system: str
+    python: str
+    versions: dict[str, str]
+
+
+class _StoredPlan(_StoredPart):
+    samples: _Count = 1
+    seconds: FiniteFloat = 0
+    least: _Count = 1
+    warmup_seconds: FiniteFloat = 0
+
+
+class _StoredMeasurement(_StoredPart):
+    path: str
+    runtime: str
+    precision: str
+    threads: _Count
+    sha256: str
+    batch: _Count | None = None
+    pin: list[int] | None = None
+    runs: Annotated[list[_StoredRun], Field(min_length=1)]
+    plan: _StoredPlan = _StoredPlan()
+    host: _StoredHost
+
+
+class _Stored(_StoredPart):
+    """What `Measurement.from_dict` takes for granted of a file that anybody may have written."""
+
+    measurements: list[_StoredMeasurement]
+
+
 def read_baseline(path: Path, heads: Sequence[Subject]) -> list[Measurement]:
     """The stored measurement of each head: of its path as it was given then, else of its file name where that is of one
     file only and not of another head; among several of one file, the one that was run alike. Raises PipelineError."""
     document = read_json(path)
     try:
+        _Stored.model_validate(document)
         stored = [Measurement.from_dict(m) for m in document["measurements"]]
         for measurement in stored:
             Host.from_dict(measurement.host)
+    except ValidationError as error:
+        first = error.errors()[0]
+        told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise PipelineError(f"{path}: no output of `edgebuild latency measure --json`: {told}") from error
     except (InputError, KeyError, TypeError) as error:
         raise PipelineError(f"{path}: no output of `edgebuild latency measure --json`: {error}") from error
     given = {head.path for head in heads}

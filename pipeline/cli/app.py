@@ -233,7 +233,8 @@ def gate_command(
     pin: PinOption = None,
     target: TargetOption = "local",
     processes: Annotated[
-        int | None, typer.Option(min=1, help=f"Fresh processes of the first look; default {GATE_PROCESSES}.")
+        int | None,
+        typer.Option(min=1, max=10_000, help=f"Fresh processes of the first look; default {GATE_PROCESSES}."),
     ] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
@@ -314,9 +315,11 @@ def preflight_command(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle: its archive or folder; instead of a run.")] = None,
     disk: Annotated[str | None, typer.Option(help="All that may be written, with the environment: 500MB.")] = None,
     memory: Annotated[str | None, typer.Option(help="What a process may reserve: 1GB.")] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.001, help="For all images, all in.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.001, max=1e9, help="For all images, all in.")] = None,
     images: Annotated[Path | None, typer.Option(help="Photos to label; the recorded ones are checked.")] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="Images of a submission; default: those given.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, max=10**9, help="Images of a submission; default: those given.")
+    ] = None,
     wheels: Annotated[Path | None, typer.Option(help="A folder of the lock's packages, instead of the index.")] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,

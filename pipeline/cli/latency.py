@@ -17,10 +17,10 @@ PrecisionOption = Annotated[
     str | None, typer.Option(help="f32 (the default), bf16, or int8 (a quantized file as it is).")
 ]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, max=256, help="Default 1.")]
-BatchOption = Annotated[int | None, typer.Option(min=1, help="For files whose first dimension is open.")]
+BatchOption = Annotated[int | None, typer.Option(min=1, max=100_000, help="For files whose first dimension is open.")]
 PinOption = Annotated[str | None, typer.Option(help="CPUs to hold the timing processes to, as in 0 or 0,2.")]
 TargetOption = Annotated[str, typer.Option(help="local, or ssh://user@host[:port][/path/of/its/python].")]
-ProcessesOption = Annotated[int, typer.Option(min=1, help="Fresh processes.")]
+ProcessesOption = Annotated[int, typer.Option(min=1, max=10_000, help="Fresh processes.")]
 
 
 def subject(
@@ -69,7 +69,9 @@ def measure_command(
     pin: PinOption = None,
     processes: ProcessesOption = 9,
     images: Annotated[Path | None, typer.Option(help="For one bundle: time these images all in, by part.")] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="Images of a submission; default those in --images.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, max=10**9, help="Images of a submission; default those in --images.")
+    ] = None,
     target: TargetOption = "local",
     as_json: JsonOption = False,
 ) -> int:
@@ -238,12 +240,12 @@ def profile_command(
     threads: ThreadsOption = None,
     batch: BatchOption = None,
     pin: PinOption = None,
-    runs: Annotated[int, typer.Option(min=1, help="Inferences to average.")] = 50,
+    runs: Annotated[int, typer.Option(min=1, max=100_000, help="Inferences to average.")] = 50,
     blocks: Annotated[
         bool, typer.Option(help="Instead of a file: time each block of the model language here.")
     ] = False,
-    channels: Annotated[int, typer.Option(min=8, help="For --blocks: channels in and out.")] = 64,
-    size: Annotated[int, typer.Option(min=4, help="For --blocks: height and width of the map.")] = 28,
+    channels: Annotated[int, typer.Option(min=8, max=4096, help="For --blocks: channels in and out.")] = 64,
+    size: Annotated[int, typer.Option(min=4, max=4096, help="For --blocks: height and width of the map.")] = 28,
     target: TargetOption = "local",
     as_json: JsonOption = False,
 ) -> int:
@@ -279,7 +281,7 @@ def selftest_command(
     runtime: RuntimeOption = None,
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
-    rounds: Annotated[int, typer.Option(min=16, help="Fresh processes.")] = 40,
+    rounds: Annotated[int, typer.Option(min=16, max=10_000, help="Fresh processes.")] = 40,
     target: TargetOption = "local",
     as_json: JsonOption = False,
 ) -> int:

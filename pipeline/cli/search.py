@@ -26,10 +26,13 @@ def search_command(
     run_dir: RunDirOption = None,
     check_proxy: Annotated[
         int | None,
-        typer.Option("--check-proxy", min=5, help="Then train so many of its candidates in full.", metavar="N"),
+        typer.Option(
+            "--check-proxy", min=5, max=10_000, help="Then train so many of its candidates in full.", metavar="N"
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Trainings side by side; needs edgebuild[ray].", metavar="N")
+        int | None,
+        typer.Option("--workers", min=1, max=1000, help="Trainings side by side; needs edgebuild[ray].", metavar="N"),
     ] = None,
     ray: Annotated[
         str | None, typer.Option("--ray", help="A Ray cluster for the workers; its head's address, or auto.")

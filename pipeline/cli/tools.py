@@ -110,7 +110,7 @@ def data_fetch(
 @guarded
 def data_demo(
     folder: Annotated[Path, typer.Argument(help="Where to draw it.")],
-    seed: Annotated[int, typer.Option(min=0, help="Another one draws other images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another one draws other images.")] = 0,
     as_json: JsonOption = False,
 ) -> int:
     """Draw the demo's images, six kinds of texture.
@@ -137,8 +137,8 @@ def init_command(
     weights: Annotated[
         str, typer.Option(help="hub, none, or a .safetensors file; auto: hub where it answers.")
     ] = "auto",
-    images: Annotated[int | None, typer.Option(min=1, help="Images of a submission.")] = None,
-    limit_s: Annotated[float | None, typer.Option(min=0.001, help="Seconds for all of them, all in.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, max=10**9, help="Images of a submission.")] = None,
+    limit_s: Annotated[float | None, typer.Option(min=0.001, max=1e9, help="Seconds for all of them, all in.")] = None,
     as_json: JsonOption = False,
 ) -> int:
     """Write a build.yaml for your photos and this CPU. It is commented and runs as it is.

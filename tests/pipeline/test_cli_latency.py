@@ -258,6 +258,50 @@ def test_a_baseline_is_of_the_file_and_not_of_its_namesake(tmp_path):
         read_baseline(stored, [head("m.xml")])
 
 
+BAD_BASELINE = {
+    "samples in words": ("runs", 0, "samples_ms", ["a"]),
+    "samples of nothing": ("runs", 0, "samples_ms", [0.0] * 100),
+    "negative samples": ("runs", 0, "samples_ms", [-1.0]),
+    "an endless sample": ("runs", 0, "samples_ms", [10**400]),
+    "no control": ("runs", 0, "control_ms", []),
+    "blocks of nothing": ("runs", 0, "block", 0),
+    "memory in words": ("runs", 0, "peak_mib", "x"),
+    "no runs": ("runs", []),
+    "a path that is none": ("path", 5),
+    "a host that is none": ("host", 5),
+    "cores in words": ("host", "cores", "x"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_BASELINE)
+def test_a_baseline_that_nobody_measured_is_refused(tmp_path, what):
+    document = json.loads((ROOT / "tests" / "golden" / "measurement-1.json").read_text())
+    *way, key, value = BAD_BASELINE[what]
+    place = document
+    for step in way:
+        place = place[step]
+    place[key] = value
+    (tmp_path / "stored.json").write_text(json.dumps({"measurements": [document]}))
+    with pytest.raises(PipelineError, match="no output of `edgebuild latency measure --json`"):
+        read_baseline(tmp_path / "stored.json", [Subject(document["path"], "onnxruntime", "f32", 1, "")])
+
+
+TOO_MUCH = [
+    ("latency", "measure", CONTROL, "--processes", "1" + "0" * 20),
+    ("latency", "profile", CONTROL, "--runs", "100000000000"),
+    ("latency", "selftest", "--rounds", "1" + "0" * 20),
+    ("latency", "measure", CONTROL, "--target", "ssh://[::1"),
+    ("gate", CONTROL, "--limit-ms", "1", "--processes", "1" + "0" * 20),
+]
+
+
+@pytest.mark.parametrize("args", TOO_MUCH, ids=lambda args: args[-1])
+def test_numbers_and_addresses_that_no_machine_has(inside, args):
+    done = inside(*args)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_revisions_are_built_in_the_folder_that_the_command_was_given_in(networks):
     below = networks / "below"
     below.mkdir(exist_ok=True)
