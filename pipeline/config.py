@@ -396,11 +396,18 @@ def load_config(name: str | Path, overrides: list[str] | None = None) -> BuildCo
     return check_config(document, str(path))
 
 
+_MOST_TOLD, _LONGEST = 10, 500
+"""Problems of a config that are told, and characters of each."""
+
+
 def check_config(document: dict[str, Any], source: str) -> BuildConfig:
     try:
         return BuildConfig.model_validate(document)
     except ValidationError as error:
-        lines = [_explain(dict(e)) for e in error.errors()]
+        found = error.errors()
+        lines = [_explain(dict(e))[:_LONGEST] for e in found[:_MOST_TOLD]]
+        if len(found) > _MOST_TOLD:
+            lines.append(f"and {len(found) - _MOST_TOLD} more")
         raise PipelineError(f"{source}: " + f"\n{source}: ".join(lines)) from error
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import optuna
+from optuna.distributions import check_distribution_compatibility
 from optuna.trial import FrozenTrial, TrialState
 
 from latency.errors import LatencyError
@@ -24,6 +25,7 @@ from pipeline.study import (
     FREE,
     agree,
     alive,
+    foreign,
     is_last_try,
     known_params,
     one_at_a_time,
@@ -63,6 +65,7 @@ def prepare(search: Search, timer: Timer) -> optuna.Study:
     study = search.open()
     take_up(study, search.worker, alone=search.config.search.storage is None)
     _refuse_edited(study, search)
+    _refuse_other_choices(study, search)
     wanted = list(search.config.search.start)
     if search.config.search.sampler == "sweep":
         wanted += _slowest_first(search, timer)
@@ -98,6 +101,23 @@ def _refuse_edited(study: optuna.Study, search: Search) -> None:
             raise edited(trial.number, f"says F1 {said:.4f}, and there is no whole record of its training")
         if known and abs(max(known) - said) > _ROUNDING:
             raise edited(trial.number, f"says F1 {said:.4f}, the record of its training {max(known):.4f}")
+
+
+def _refuse_other_choices(study: optuna.Study, search: Search) -> None:
+    """Optuna draws no parameter of which a trial of the study has other choices, so one foreign trial would let every
+    candidate fail. Raises PipelineError."""
+    others = [t for t in study.get_trials(deepcopy=False) if foreign(t) and t.distributions]
+    ours = {n: d for draw in search.draws for n, d in draw.distributions.items()} if others else {}
+    for trial in others:
+        for name, distribution in trial.distributions.items():
+            try:
+                check_distribution_compatibility(ours.get(name, distribution), distribution)
+            except ValueError as error:
+                raise PipelineError(
+                    f"search: trial {trial.number} of the study was added by another program and has other choices of "
+                    f"{name}: no candidate can be drawn beside it. Remove {search.folder / 'study.db'}, or give "
+                    "another search.study, and search again; measurements and trainings are kept"
+                ) from error
 
 
 def _follows(trial: FrozenTrial, search: Search) -> bool:

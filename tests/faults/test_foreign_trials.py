@@ -171,6 +171,19 @@ def test_a_study_that_was_edited_is_not_believed(searched, tiny, tmp_path, what)
     assert not list(tmp_path.rglob("evil*"))
 
 
+def test_a_foreign_trial_with_other_choices_is_named(searched, tiny, tmp_path):
+    """Optuna would let every candidate fail that has this parameter too."""
+    shutil.copytree(searched, tmp_path / "run")
+    with sqlite3.connect(tmp_path / "run/study/study.db") as database:
+        for table in ("trial_params", "trial_user_attributes", "trial_system_attributes", "trial_values", "trials"):
+            database.execute(f"DELETE FROM {table}")
+    with open_run(tmp_path / "run", load_config(tiny, ["search.trials=2"]), print) as run:
+        other = {"batch": CategoricalDistribution(["A", "B"])}
+        open_search(run).open().add_trial(create_trial(values=[0.5, 1, 5], params={"batch": "A"}, distributions=other))
+        with pytest.raises(PipelineError, match="has other choices of batch: no candidate can be drawn beside it"):
+            run_one("search", run)
+
+
 def test_a_training_whose_record_is_gone_is_not_believed(searched, tiny, tmp_path):
     shutil.copytree(searched, tmp_path / "run")
     (record,) = (tmp_path / "run/study/trained").glob("*.json")

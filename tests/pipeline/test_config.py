@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.config import CONFIGS, load_config
+from pipeline.config import CONFIGS, check_config, load_config
 from pipeline.errors import PipelineError
 
 MINIMAL = "data: {root: photos}\nlatency: {limit_ms: 1.4}\n"
@@ -90,3 +90,12 @@ def test_an_unknown_config_names_the_shipped():
 def test_a_text_that_is_no_yaml(tmp_path):
     with pytest.raises(PipelineError, match="not readable as YAML"):
         load_config(write(tmp_path, "a: [1"))
+
+
+def test_of_many_mistakes_the_first_are_told():
+    with pytest.raises(PipelineError) as caught:
+        check_config({f"wrong{i}": "x" * 5000 for i in range(1000)}, "build.yaml")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 11
+    assert lines[-1] == "build.yaml: and 990 more"
+    assert max(map(len, lines)) < 600
