@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from export import FORMAT
 from export.errors import ExportError
 from export.preprocess import Preprocess
-from latency.records import Subject, model_files
+from latency.files import model_files
+from latency.records import Subject
 
 METADATA_KEY = "edgebuild"
 _T = TypeVar("_T")

@@ -24,8 +24,8 @@ from export.manifest import MANIFEST, Manifest, read_manifest
 from export.parity import f1_interval, figures
 from export.unpack import MAX_BYTES, MAX_FILES, BadArchive, unpack
 from latency.bounds import LEAST_PROCESSES
+from latency.files import file_hash
 from latency.host import Host, version_of
-from latency.records import file_hash
 
 _ALWAYS = ("predict.py", "preprocess.py", "labels.txt", "requirements.txt", CARD, SBOM)
 _MODELS = {"model.onnx": ("model.onnx",), "model.ort": ("model.ort",), "model.xml": ("model.xml", "model.bin")}

@@ -17,9 +17,10 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from latency.errors import InputError, LatencyError
+from latency.files import model_files
 from latency.host import Host, this_host
 from latency.lock import timing_lock
-from latency.records import ProcessRun, Subject, model_files
+from latency.records import ProcessRun, Subject
 from latency.runners.kernel import Kernel
 from latency.sampling import BLOCK, RESUMED, Plan
 

@@ -8,8 +8,8 @@ from typing import Any
 from export.formats import FORMATS, Source, write_formats
 from export.preprocess import find_images
 from export.quantize import calibration_images
+from latency.files import model_files
 from latency.host import INT8_DOT, this_host
-from latency.records import model_files
 from pipeline.config import Quantize
 from pipeline.errors import PipelineError
 from pipeline.run import run_one

@@ -23,9 +23,9 @@ from typing import Any
 
 from export.all_in import MODULES
 from export.artifact import sha256
+from latency.files import model_files
 from latency.host import Host, version_of
 from latency.machine import Machine
-from latency.records import model_files
 from latency.target import machine_of
 from models.documents import dump_yaml, read_yaml
 from models.language import SpecError, canonical_hash

@@ -17,7 +17,7 @@ from export.errors import ExportError
 from export.lock import parse_pins
 from export.manifest import parse_manifest
 from export.preflight import preflight
-from latency.records import file_hash
+from latency.files import file_hash
 
 needs_sandbox = pytest.mark.skipif(bool(sandbox.available()), reason=f"no sandbox: {sandbox.available()}")
 

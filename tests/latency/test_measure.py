@@ -16,11 +16,12 @@ import pytest
 
 from latency import machine as machine_module
 from latency.errors import InputError, LatencyError
+from latency.files import model_files
 from latency.host import Host, _model, this_host
 from latency.lock import timing_lock
 from latency.machine import CONTROL, LOCAL, Worker
 from latency.measure import WarmTimer, measure
-from latency.records import Measurement, ProcessRun, Subject, model_files
+from latency.records import Measurement, ProcessRun, Subject
 from latency.sampling import BLOCK, Plan
 
 QUICK = Plan(samples=20, seconds=0.1, least=20, warmup_seconds=0.1)

@@ -8,9 +8,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from latency.errors import InputError, LatencyError
+from latency.files import file_hash, model_files
 from latency.machine import Worker
 from latency.profile import profile, summarize
-from latency.records import Subject, file_hash, model_files
+from latency.records import Subject
 from latency.runners import open_session
 from latency.runners.kernel import Kernel, fixed_shape
 from latency.sampling import Plan
