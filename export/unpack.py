@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -33,14 +34,18 @@ class BadArchive(ExportError):
 class _Bounded(io.BufferedReader):
     """A tar whose headers cannot fill the memory: tarfile keeps them all, and trusts the sizes that they name."""
 
-    headers = 0
+    def __init__(self, tar: Path, archive: Path) -> None:
+        super().__init__(io.FileIO(tar))
+        self._archive, self._headers = archive, 0
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= _MAX_READ:
-            raise BadArchive(f"a header of {size} bytes; a bundle's are far smaller")
-        self.headers += size * (size == _BLOCK)
-        if self.headers > _MAX_HEADERS_BYTES:
-            raise BadArchive(f"over {_MAX_HEADERS_BYTES / 1e6:.0f} MB of headers; a bundle has far fewer")
+            raise BadArchive(f"{self._archive}: a header of {size} bytes; a bundle's are far smaller")
+        self._headers += size * (size == _BLOCK)
+        if self._headers > _MAX_HEADERS_BYTES:
+            raise BadArchive(
+                f"{self._archive}: over {_MAX_HEADERS_BYTES / 1e6:.0f} MB of headers; a bundle has far fewer"
+            )
         return super().read(size)
 
 
@@ -66,7 +71,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> Path:
         with tempfile.TemporaryDirectory() as scratch:
             plain = Path(scratch) / "plain.tar"
             _decompress(archive, plain, max_bytes + _MAX_HEADERS_BYTES)
-            stream = _Bounded(io.FileIO(plain))
+            stream = _Bounded(plain, archive)
             names = _extract(archive, stream, folder, max_bytes)
             tops = list(folder.iterdir())
             if len(tops) != 1 or not tops[0].is_dir():
@@ -82,7 +87,8 @@ def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> Path:
     except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise  # not the archive's fault
-        raise BadArchive(f"{archive}: damaged, or no .tar.gz ({error}); get it again, compare its sha256") from error
+        told = re.sub(r"Error -\d+ while decompressing data: ", "", str(error))
+        raise BadArchive(f"{archive}: damaged, or no .tar.gz ({told}); get it again, compare its sha256") from error
     return tops[0]
 
 

@@ -180,7 +180,7 @@ SHOWN = {
     BadArchive: (
         bad_archive,
         4,
-        "{tmp}/bundle.tar.gz: damaged, or no .tar.gz (Not a gzipped file (b'no')); get it again, compare its sha256",
+        "{tmp}/bundle.tar.gz: damaged, or no .tar.gz (incorrect header check); get it again, compare its sha256",
     ),
     CannotReach: (
         cannot_reach,

@@ -22,6 +22,7 @@ def parts(source, exported, images, runtime):
     return quantize, lambda artifact: scores(logits_of(artifact, images), labels)[0]
 
 
+@pytest.mark.slow
 def test_the_layer_that_costs_most_goes_back(exported, photos, tmp_path):
     """A real quantizer that, by way of a fault, gives one layer's weights a scale four times too large."""
     images, source = photos.arrays(exported.card), exported.folder / "model.onnx"

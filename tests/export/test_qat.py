@@ -86,6 +86,7 @@ def origin(node):
     return node
 
 
+@pytest.mark.slow
 def test_training_brings_it_back_to_the_f32_network(exported, quantized):
     """From weights that are a little off, as rounding leaves them."""
     x, target = inputs(exported), torch.from_numpy(exported.logits)

@@ -186,6 +186,7 @@ def can_mount() -> bool:
     return bool(unshare) and subprocess.run([unshare, "-rm", "true"], capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="needs user namespaces to mount a small disk")
 @pytest.mark.parametrize("size", ["150k", "1m"])
 def test_a_full_disk_is_said_and_code_4(tiny, tmp_path, size):

@@ -53,6 +53,7 @@ def process_p90s(rng, n, regime):
     return np.quantile(level[:, None] * (1 + np.abs(noise)), 0.9, axis=1, method="inverted_cdf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regime", [0.0, 0.1, 0.4, 0.5])
 def test_the_bounds_cover_with_planned_looks_counted_in(regime):
     """99 % is claimed; at least 98.5 % is asked for, the miss counted at any of the three looks."""

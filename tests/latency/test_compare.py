@@ -40,6 +40,7 @@ def test_nor_by_a_neighbour_that_hits_one_block():
     assert log_ratio(run(a), run(b)) == pytest.approx(math.log(1.05))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "heavy"), [(12, False), (12, True), (24, True)])
 def test_the_interval_covers(n, heavy):
     """99 % is claimed; at least 98.5 % is asked for, with tails of Student's t with 3 degrees too."""

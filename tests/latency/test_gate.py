@@ -120,6 +120,7 @@ def test_an_unclear_case_takes_the_planned_looks_and_may_end_in_any_verdict(monk
     assert len(measured.runs) == 21
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit_share", [0.999, 1.001])
 def test_a_file_at_its_limit_is_called_wrongly_less_than_once_in_a_hundred(monkeypatch, limit_share):
     """The whole gate, all looks, on processes with frequency regimes: truth just over the limit, or just under."""

@@ -47,6 +47,7 @@ def test_nothing_of_ours_is_imported_from_this_checkout(board, tmp_path, monkeyp
     assert str(CONTROL.parent.parent) not in done.stderr
 
 
+@pytest.mark.slow
 def test_gate_and_comparison_run_there(board):
     machine, subject = machine_of(board.target), Subject.of(CONTROL)
     verdict, measured = gate(subject, 1000.0, 7, QUICK, machine)
@@ -56,6 +57,7 @@ def test_gate_and_comparison_run_there(board):
     assert found.low <= found.ratio <= found.high
 
 
+@pytest.mark.slow
 def test_a_search_s_warm_process_there_keeps_no_more_files_than_a_few(board, tmp_path):
     import onnx
 

@@ -1,6 +1,7 @@
 """The teacher that answers is the network that was trained, whoever computes it."""
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -41,6 +42,7 @@ def own(model, size, indices):
         return model.eval()(normalise(x, NORM.mean, NORM.std))
 
 
+@pytest.mark.slow
 def test_the_answers_are_those_of_the_network_in_any_batch():
     """One with TensorFlow's padding, which depends on the size; its weights drawn so that its logits differ."""
     torch.manual_seed(0)

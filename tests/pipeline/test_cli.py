@@ -97,6 +97,7 @@ def test_refusals(inside, case, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_space_that_cannot_meet_the_limit_fails_with_the_nearest_miss(cli, tiny, tmp_path):
     limits = ["--set", "latency.limit_ms=0.02", "--set", "search.max_asked=2"]
     folder = tmp_path / "r"

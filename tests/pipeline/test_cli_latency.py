@@ -82,6 +82,7 @@ def test_compare_gives_what_other_programs_read(cli, networks):
         assert (done.returncode, result["verdict"]) == (0, "slower")
 
 
+@pytest.mark.slow
 def test_check_of_revisions_built_by_a_command_fails_for_the_slower_one(cli, networks, tmp_path):
     reports = ["--markdown", tmp_path / "report.md", "--junit", tmp_path / "report.xml"]
     revisions = ["--build", "cp source.onnx model.onnx", "--base-rev", "quick"]
@@ -154,6 +155,7 @@ def test_profile_of_a_file(cli):
     assert "share" in done.stdout
 
 
+@pytest.mark.slow
 def test_costs_of_blocks(cli):
     done = cli("latency", "profile", "--blocks", "--channels", "16", "--size", "16", "--json")
     assert done.returncode == 0, done.stderr

@@ -79,6 +79,7 @@ def test_answers_that_a_killed_process_has_stored_are_not_asked_for_again(run, t
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+@pytest.mark.slow
 def test_class_weights_belong_to_the_cross_entropy_only(run, tmp_path):
     """The loss is share x T^2 x KL + (1 - share) x weighted CE, reckoned here by hand."""
     index, recipe = load_index(run), replace(recipe_of(run), balance="inverse")

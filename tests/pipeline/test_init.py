@@ -26,6 +26,7 @@ def photos(tmp_path_factory):
     return folder / "my photos"
 
 
+@pytest.mark.slow
 def test_without_a_hub_and_a_limit_it_proposes_networks_from_scratch(cli, photos, tmp_path):
     done = cli("init", photos, "-o", tmp_path / "build.yaml", "--json", env=NO_HUB)
     assert done.returncode == 0, done.stderr

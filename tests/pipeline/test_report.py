@@ -95,6 +95,7 @@ def test_it_is_small_enough_to_mail_and_holds_plotly_once(written):
     assert not re.search(r"<(?:link|script|img|iframe)[^>]+(?:src|href)=\"(?!data:)", text)
 
 
+@pytest.mark.slow
 def test_a_search_of_a_thousand_fits_too(chromium, tmp_path):
     folder = golden(tmp_path)
     found = json.loads((folder / "search/trials.json").read_text())
@@ -208,6 +209,7 @@ def test_the_weights_of_every_axis_are_those_of_the_record():
         assert min(process["samples_ms"]) >= line.x[0] - 0.1
 
 
+@pytest.mark.slow
 def test_classes_whose_names_are_numbers_stay_classes(chromium, tmp_path):
     folder = golden(tmp_path)
     for file in folder.rglob("*.json"):
@@ -313,6 +315,7 @@ def test_a_run_that_is_not_finished_is_told_as_far_as_it_came(chromium, tmp_path
         assert seen.told == []
 
 
+@pytest.mark.slow
 def test_pictures_for_a_readme(chromium, tmp_path):
     folder = golden(tmp_path)
     run = opened_run(folder)

@@ -169,6 +169,7 @@ def test_two_workers_do_not_go_to_one_place():
     assert np.abs(np.subtract(*found)).max() > 0.02
 
 
+@pytest.mark.slow
 def test_it_draws_in_spaces_whose_trials_have_different_parameters():
     quiet_optuna()
     space = JoinedSpace((SearchSpace.load("cpu"), SearchSpace.load("lineage")))
@@ -187,6 +188,7 @@ def test_it_draws_in_spaces_whose_trials_have_different_parameters():
     assert spaces.count("cpu") >= 5
 
 
+@pytest.mark.slow
 def test_of_several_spaces_none_is_left_for_the_bad_luck_of_its_first_draws():
     """All of cpu keeps the limit; of pretrained the small, of which none was drawn yet, and they are far better."""
     quiet_optuna()
@@ -263,6 +265,7 @@ def test_of_a_space_that_was_tried_out_it_draws_again():
     assert 0 <= study.ask().suggest_int("x", 0, 11) < 12
 
 
+@pytest.mark.slow
 def test_the_front_grows_faster_than_by_chance():
     """A space of the real kind; latency and F1 are made up, and known."""
     quiet_optuna()

@@ -134,6 +134,7 @@ def test_a_candidate_too_large_for_the_memory_ends_no_search(tiny, tmp_path, mon
     assert (done.summary["trained"], len(calls)) == (1, 2)
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_with_what_is_left_of_it(tiny, tmp_path, monkeypatch):
     """Killed in the first training: that one is tried again, and none of the others is planned twice."""
     settings = ["search.space=pretrained", "search.sampler=sweep", "student.weights=none", "search.input_sizes=[32]"]
@@ -180,6 +181,7 @@ def test_the_hopeless_end_early_and_count(tiny, tmp_path):
     assert any("random sees only what was trained" in s for s in said)
 
 
+@pytest.mark.slow
 def test_after_many_rejects_it_is_told_early_what_would_help(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "_HINT_AFTER", 4)
     said = []
@@ -218,6 +220,7 @@ def out_of_reach(*args, **more):
     raise LatencyError("the board is gone")
 
 
+@pytest.mark.slow
 def test_a_target_out_of_reach_ends_a_sweep_before_it_is_planned(tiny, tmp_path, monkeypatch):
     settings = ["search.space=pretrained", "search.sampler=sweep", "student.weights=none", "search.input_sizes=[32]"]
     settings += ["student.network=mobilenetv3_small_050", "student.until=[blocks.1]", "search.trials=9"]
