@@ -30,9 +30,13 @@ class OrtSession:
         outputs = session.get_outputs()
         content = path.read_bytes()
         # An .ort file has another format, and is made from an .onnx file.
-        empty = path.suffix == ".onnx" and not _has_nodes(content)
-        if not outputs or outputs[0].name == only.name or empty:
-            raise InputError(f"{path}: it computes nothing: no output that depends on a node; export it again")
+        readable = content[4:8] != _ORT_FORMAT
+        if (
+            not outputs
+            or outputs[0].name == only.name
+            or (readable and not _hangs_on(content, outputs[0].name, only.name))
+        ):
+            raise InputError(f"{path}: it computes nothing: its first output hangs on no input; export it again")
         self.shape, self.dtype = fixed_shape(path, only.name, only.shape, batch), _DTYPES[only.type]
         self._session, self._input = session, only.name
         self._outputs = [outputs[0].name]
@@ -116,14 +120,50 @@ def _open(path: Path, precision: str, options: Any) -> Any:
         raise InputError(f"{path}: ONNX Runtime cannot load it: {error}; export it again") from error
 
 
-_GRAPH, _NODES = 7, 1
-"""Field numbers of ModelProto.graph and GraphProto.node in onnx.proto."""
+_ORT_FORMAT = b"ORTM"
+"""Bytes 4 to 8 of an .ort file (FlatBuffers' file identifier)."""
+_GRAPH, _NODE_OF_GRAPH = 7, 1
+"""Field numbers in onnx.proto: of ModelProto, of GraphProto."""
+_INPUT, _OUTPUT, _OPERATOR, _ATTRIBUTE = 1, 2, 4, 5
+"""Of NodeProto."""
+_BODIES = (6, 11)
+"""Of AttributeProto: a graph, or several."""
+_OF_THE_SHAPE = (b"Shape", b"Size")
+"""Operators whose output does not hang on the values of their input."""
 
 
-def _has_nodes(model: bytes) -> bool:
-    """Whether the graph of an ONNX model has a node."""
-    graphs = (content for field, content in _parts(memoryview(model)) if field == _GRAPH)
-    return any(field == _NODES for graph in graphs for field, _ in _parts(graph))
+def _hangs_on(model: bytes, output: str, source: str) -> bool:
+    """Whether an output of an ONNX model hangs on the values of an input. By the names in the file: a runtime folds the
+    rest into constants, and constants take no time."""
+    made_from: dict[bytes, list[bytes]] = {}
+    for graph in _fields(memoryview(model), _GRAPH):
+        for node in _fields(graph, _NODE_OF_GRAPH):
+            used = [] if bytes(next(_fields(node, _OPERATOR), b"")) in _OF_THE_SHAPE else list(_names_used(node))
+            made_from |= {bytes(name): used for name in _fields(node, _OUTPUT)}
+    seen: set[bytes] = set()
+    waiting = [output.encode()]
+    while waiting:
+        name = waiting.pop()
+        if name == source.encode():
+            return True
+        if name not in seen:
+            seen.add(name)
+            waiting += made_from.get(name, [])
+    return False
+
+
+def _names_used(node: memoryview) -> Iterator[bytes]:
+    """The inputs of a node, and those of the nodes in its body, which may use names of the graph around it."""
+    yield from (bytes(name) for name in _fields(node, _INPUT))
+    for attribute in _fields(node, _ATTRIBUTE):
+        for field, body in _parts(attribute):
+            if field in _BODIES:
+                for inner in _fields(body, _NODE_OF_GRAPH):
+                    yield from _names_used(inner)
+
+
+def _fields(message: memoryview, number: int) -> Iterator[memoryview]:
+    return (content for field, content in _parts(message) if field == number)
 
 
 def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:

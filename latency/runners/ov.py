@@ -84,13 +84,28 @@ def _compile(path: Path, precision: str, threads: int, batch: int | None, profil
         model = core.read_model(path)
     except Exception as error:  # OpenVINO raises plain RuntimeError and its own types alike
         raise InputError(f"{path}: OpenVINO cannot load it: {_told(error)}; export it again") from error
-    if not model.outputs or all(op.get_type_name() in _NOTHING for op in model.get_ops()):
-        raise InputError(f"{path}: it computes nothing: no output that depends on an operation; export it again")
+    empty = not model.outputs or all(op.get_type_name() in _NOTHING for op in model.get_ops())
+    if empty or not _hangs_on_an_input(model.outputs[0].get_node()):
+        raise InputError(f"{path}: it computes nothing: its first output hangs on no input; export it again")
     _fix_input(model, path, batch)
     try:
         return core.compile_model(model, "CPU", settings)
     except Exception as error:
         raise InputError(f"{path}: OpenVINO cannot load it: {_told(error)}; export it again") from error
+
+
+def _hangs_on_an_input(output: Any) -> bool:
+    """Whether the values of a Parameter reach an operation: the rest is folded into constants, which take no time."""
+    seen: set[str] = set()
+    waiting = [output]
+    while waiting:
+        node = waiting.pop()
+        if node.get_type_name() == "Parameter":
+            return True
+        if node.get_type_name() != "ShapeOf" and node.get_name() not in seen:
+            seen.add(node.get_name())
+            waiting += [value.get_node() for value in node.input_values()]
+    return False
 
 
 def _fix_input(model: Any, path: Path, batch: int | None) -> None:

@@ -119,10 +119,10 @@ def no_nodes_under_another_name(path):
 
 
 NOTHING = {
-    folded: "same for every input",
-    a_constant_beside_the_output: "same for every input",
-    the_shape_alone: "same for every input",
-    no_nodes_under_another_name: "same for every input",
+    folded: "it computes nothing",
+    a_constant_beside_the_output: "it computes nothing",
+    the_shape_alone: "it computes nothing",
+    no_nodes_under_another_name: "it computes nothing",
     text: "is no array of numbers",
     a_sequence: "is no array of numbers",
 }
@@ -135,9 +135,20 @@ def test_an_output_that_does_not_hang_on_the_input_is_not_timed(tmp_path, make):
         worker.time([Subject.of(path, "onnxruntime")], QUICK)
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_network_that_answers_all_alike_is_timed_all_the_same(tmp_path, runtime):
+    """As INT8 of a network that has learnt nothing does: it takes its time nevertheless."""
+    low = numpy_helper.from_array(np.full((1, 8), -1e4, np.float32), "c")
+    nodes = [helper.make_node("Add", ["x", "c"], ["s"]), helper.make_node("Relu", ["s"], ["y"])]
+    path = saved(tmp_path / "m.onnx", nodes, [value("x")], [value("y")], [low])
+    with Worker() as worker:
+        (run,) = worker.time([Subject.of(path, runtime)], QUICK)
+    assert len(run.samples_ms) == 10
+
+
 @pytest.mark.parametrize("make", [folded, a_constant_beside_the_output], ids=lambda make: make.__name__)
 def test_the_same_in_openvino(tmp_path, make):
-    with Worker() as worker, pytest.raises(InputError, match="same for every input"):
+    with Worker() as worker, pytest.raises(InputError, match="it computes nothing"):
         worker.time([Subject.of(make(tmp_path / "m.onnx"), "openvino")], QUICK)
 
 
