@@ -143,7 +143,7 @@ def test_a_network_that_answers_all_alike_is_timed_all_the_same(tmp_path, runtim
     path = saved(tmp_path / "m.onnx", nodes, [value("x")], [value("y")], [low])
     with Worker() as worker:
         (run,) = worker.time([Subject.of(path, runtime)], QUICK)
-    assert len(run.samples_ms) == 10
+    assert len(run.samples_ms) >= 10
 
 
 @pytest.mark.parametrize("make", [folded, a_constant_beside_the_output], ids=lambda make: make.__name__)
