@@ -1,4 +1,9 @@
-"""Errors of this package."""
+"""Errors of this package, and pydantic's in a line."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class ExportError(RuntimeError):
@@ -7,3 +12,9 @@ class ExportError(RuntimeError):
 
 class FormatError(ValueError):
     """A format of `edgebuild export` that is not known."""
+
+
+def first_problem(error: "ValidationError") -> tuple[str, str]:
+    """Where the first problem of a document is (`JSON` if it is the whole document), and what pydantic says of it."""
+    first = error.errors()[0]
+    return ".".join(map(str, first["loc"])) or "JSON", first["msg"]

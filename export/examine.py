@@ -27,7 +27,7 @@ from latency.bounds import LEAST_PROCESSES
 from latency.files import file_hash
 from latency.host import Host, version_of
 
-_ALWAYS = ("predict.py", "preprocess.py", "labels.txt", "requirements.txt", CARD, SBOM)
+_ALWAYS = (*CODE, "labels.txt", "requirements.txt", CARD, SBOM)
 _MODELS = {"model.onnx": ("model.onnx",), "model.ort": ("model.ort",), "model.xml": ("model.xml", "model.bin")}
 _CLOSE, _CLOSE_INTERVAL = 1e-6, 0.02
 """Allowed differences between two computations of one figure; the bounds come from a bootstrap, which may vary."""
@@ -191,16 +191,16 @@ def _claims(folder: Path, manifest: Manifest, checks: Checks) -> None:
     logits = [np.array(s.logits) for s in golden.samples.values()]
     if any(len(values) != len(number) for values in logits):
         wrong(f"a golden sample has not one logit for each of the {len(number)} classes")
-    typical = float(np.median(reach(np.stack(logits))))
+    recorded = np.stack(logits)
+    typical = float(np.median(reach(recorded)))
     drift = 0.0 if manifest.relies_on else claims.portability.max_diff
-    allowed = golden_tolerance(model.precision, np.stack(logits), drift)
+    allowed = golden_tolerance(model.precision, recorded, drift)
     if not math.isclose(golden.tolerance, allowed, rel_tol=_CLOSE):
         wrong(f"golden.tolerance is {golden.tolerance:.3g}; what is recorded gives {allowed:.3g}")
     if golden.tolerance > typical / 2:
         told = f"logits of about {typical:.3g} may differ by {golden.tolerance:.3g}, so the samples show little"
         checks.stop("golden samples", "inconclusive", told)
-    for name, sample in golden.samples.items():
-        values = np.array(sample.logits)
+    for (name, sample), values in zip(golden.samples.items(), recorded, strict=True):
         if manifest.classes[int(values.argmax())] != sample.label or near_tie(values, allowed) != sample.near_tie:
             checks.stop("labels", "fail", f"{name}: the recorded label is not that of its largest logit")
     told = f"F1 {claims.quality.f1_macro:.4f} is that of the {len(manifest.recorded)} recorded predictions. "

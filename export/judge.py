@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from export.checks import Checks, Limits
+from export.errors import first_problem
 from export.golden import near_tie
 from export.manifest import Golden, Manifest
 from export.sandbox import Answer, Step
@@ -105,8 +106,7 @@ def rows_of(step: Step, manifest: Manifest, images: int, checks: Checks) -> list
     try:
         rows = _ROWS.validate_json(step.wrote or "")
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
-        checks.stop("outputs", "fail", f"--json: {where}: {error.errors()[0]['msg']}")
+        checks.stop("outputs", "fail", f"--json: {': '.join(first_problem(error))}")
     if len(rows) != images:
         checks.stop("outputs", "fail", f"predict.py ended well and wrote {len(rows)} labels for {images} images")
     for row in rows:
@@ -196,7 +196,7 @@ def judge_forms(form: str, step: Step, rows: Sequence[Row], manifest: Manifest, 
         try:
             output = _Output.model_validate_json(wrote)
         except ValidationError as error:
-            wrong(f"{'.'.join(map(str, error.errors()[0]['loc'])) or 'JSON'}: {error.errors()[0]['msg']}")
+            wrong(": ".join(first_problem(error)))
         labels = {Path(row.path).name: row.label for row in rows}
         if output.inference != labels or set(output.time.inference) != set(labels):
             wrong("its labels are not those of --json")

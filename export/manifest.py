@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from export.errors import ExportError
+from export.errors import ExportError, first_problem
 
 MANIFEST = "manifest.json"
 FORMAT = 3
@@ -144,10 +144,10 @@ def parse_manifest(content: str | bytes, name: str = MANIFEST) -> Manifest:
     except (ValueError, RecursionError) as error:
         if not isinstance(error, ValidationError):
             raise ExportError(f"{name}: JSON: {error}") from error
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "JSON"
+        where, what = first_problem(error)
+        got = str(error.errors()[0]["input"])[:60]
         hint = "; pack it again with this version of edgebuild" if where == "format" else ""
-        raise ExportError(f"{name}: {where}: {first['msg']}, got {str(first['input'])[:60]!r}{hint}") from error
+        raise ExportError(f"{name}: {where}: {what}, got {got!r}{hint}") from error
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from export.artifact import sha256
 from export.errors import ExportError
 
 MAX_BYTES = 2**28
@@ -71,16 +72,14 @@ def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> Path:
         with tempfile.TemporaryDirectory() as scratch:
             plain = Path(scratch) / "plain.tar"
             _decompress(archive, plain, max_bytes + _MAX_HEADERS_BYTES)
-            stream = _Bounded(plain, archive)
-            names = _extract(archive, stream, folder, max_bytes)
+            with _Bounded(plain, archive) as stream:
+                names = _extract(archive, stream, folder, max_bytes)
             tops = list(folder.iterdir())
             if len(tops) != 1 or not tops[0].is_dir():
                 raise BadArchive(f"{archive}: expected one folder in it, found {len(tops)} entries at the top")
             again = _Digest()
             write_tar(tops[0], names, again)
-            with plain.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256")
-            if found.digest() != again.found.digest():
+            if sha256(plain) != again.found.hexdigest():
                 raise BadArchive(
                     f"{archive}: it is not packed as edgebuild packs a bundle; unpack it yourself and give the folder"
                 )

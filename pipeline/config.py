@@ -397,7 +397,7 @@ def load_config(name: str | Path, overrides: list[str] | None = None) -> BuildCo
 
 
 _MOST_TOLD, _LONGEST = 10, 500
-"""Problems of a config that are told, and characters of each."""
+"""How many problems of a config are reported, and how many characters of each."""
 
 
 def check_config(document: dict[str, Any], source: str) -> BuildConfig:

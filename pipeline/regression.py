@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from export.errors import first_problem
 from latency.check import Check, check, check_stored
 from latency.compare import SAME
 from latency.errors import InputError
@@ -123,12 +124,9 @@ def read_baseline(path: Path, heads: Sequence[Subject]) -> list[Measurement]:
         stored = [Measurement.from_dict(m) for m in document["measurements"]]
         for measurement in stored:
             Host.from_dict(measurement.host)
-    except ValidationError as error:
-        first = error.errors()[0]
-        told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (ValidationError, InputError, KeyError, TypeError) as error:
+        told = ": ".join(first_problem(error)) if isinstance(error, ValidationError) else error
         raise PipelineError(f"{path}: no output of `edgebuild latency measure --json`: {told}") from error
-    except (InputError, KeyError, TypeError) as error:
-        raise PipelineError(f"{path}: no output of `edgebuild latency measure --json`: {error}") from error
     given = {head.path for head in heads}
     found = []
     for head in heads:

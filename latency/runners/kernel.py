@@ -20,8 +20,8 @@ class Kernel:
 
 def fixed_shape(path: object, name: str, shape: Sequence[Any], batch: int | None) -> tuple[int, ...]:
     """`shape` with its open first dimension set to `batch`; open dimensions are those that are no int, or negative.
-    Raises InputError where others are open, where the first is and no batch was given, where it is fixed at another,
-    or where one is 0: an input without an element."""
+    Raises InputError where there are none, where others are open, where the first is and no batch was given, where it
+    is fixed at another, or where one is 0: an input without an element."""
     if not shape:
         raise InputError(f"{path}: the input {name!r} has no dimensions; fix its shape when exporting")
     given = f"{path}: the input {name!r} has the dynamic shape [{', '.join(map(str, shape))}]"
@@ -30,10 +30,10 @@ def fixed_shape(path: object, name: str, shape: Sequence[Any], batch: int | None
         raise InputError(f"{path}: the input {name!r} has no elements, its shape is {list(shape)}; export it again")
     if any(is_open[1:]):
         raise InputError(f"{given}; fix it when exporting (only the first dimension, the batch, may be open)")
-    if is_open and is_open[0]:
+    if is_open[0]:
         if batch is None:
             raise InputError(f"{given}; say how many images go in at once (--batch 1), or fix it when exporting")
         return (batch, *shape[1:])
-    if batch is not None and (not shape or shape[0] != batch):
+    if batch is not None and shape[0] != batch:
         raise InputError(f"{path}: the input {name!r} is fixed at {list(shape)}, not at a batch of {batch}")
     return tuple(shape)

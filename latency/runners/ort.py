@@ -29,17 +29,15 @@ class OrtSession:
             )
         outputs = session.get_outputs()
         content = path.read_bytes()
+        first = outputs[0].name if outputs else only.name
         # An .ort file has another format, and is made from an .onnx file.
-        readable = content[4:8] != _ORT_FORMAT
-        if (
-            not outputs
-            or outputs[0].name == only.name
-            or (readable and not _hangs_on(content, outputs[0].name, only.name))
-        ):
-            raise InputError(f"{path}: it computes nothing: its first output hangs on no input; export it again")
+        if first == only.name or not (content[4:8] == _ORT_FORMAT or _depends(content, first, only.name)):
+            raise InputError(
+                f"{path}: it computes nothing: its first output does not depend on its input; export it again"
+            )
         self.shape, self.dtype = fixed_shape(path, only.name, only.shape, batch), _DTYPES[only.type]
         self._session, self._input = session, only.name
-        self._outputs = [outputs[0].name]
+        self._outputs = [first]
         # The session does not tell what its kernels compute in; QuantizeLinear and its kin stand in the file by name.
         self.effective_precision = "int8" if b"QuantizeLinear" in content else "f32"
         options = session.get_session_options()
@@ -123,18 +121,18 @@ def _open(path: Path, precision: str, options: Any) -> Any:
 _ORT_FORMAT = b"ORTM"
 """Bytes 4 to 8 of an .ort file (FlatBuffers' file identifier)."""
 _GRAPH, _NODE_OF_GRAPH = 7, 1
-"""Field numbers in onnx.proto: of ModelProto, of GraphProto."""
+"""Field numbers in onnx.proto: `graph` of ModelProto, `node` of GraphProto."""
 _INPUT, _OUTPUT, _OPERATOR, _ATTRIBUTE = 1, 2, 4, 5
-"""Of NodeProto."""
+"""Field numbers in NodeProto."""
 _BODIES = (6, 11)
-"""Of AttributeProto: a graph, or several."""
+"""Field numbers in AttributeProto: `g`, one graph, and `graphs`, several."""
 _OF_THE_SHAPE = (b"Shape", b"Size")
-"""Operators whose output does not hang on the values of their input."""
+"""Operators whose output does not depend on the values of their input."""
 
 
-def _hangs_on(model: bytes, output: str, source: str) -> bool:
-    """Whether an output of an ONNX model hangs on the values of an input. By the names in the file: a runtime folds the
-    rest into constants, and constants take no time."""
+def _depends(model: bytes, output: str, source: str) -> bool:
+    """Whether an output of an ONNX model depends on the values of an input, by the names in the file. If it does not, a
+    runtime folds it into a constant, which takes no time."""
     made_from: dict[bytes, list[bytes]] = {}
     for graph in _fields(memoryview(model), _GRAPH):
         for node in _fields(graph, _NODE_OF_GRAPH):

@@ -85,8 +85,8 @@ def _compile(path: Path, precision: str, threads: int, batch: int | None, profil
     except Exception as error:  # OpenVINO raises plain RuntimeError and its own types alike
         raise InputError(f"{path}: OpenVINO cannot load it: {_told(error)}; export it again") from error
     empty = not model.outputs or all(op.get_type_name() in _NOTHING for op in model.get_ops())
-    if empty or not _hangs_on_an_input(model.outputs[0].get_node()):
-        raise InputError(f"{path}: it computes nothing: its first output hangs on no input; export it again")
+    if empty or not _depends_on_input(model.outputs[0].get_node()):
+        raise InputError(f"{path}: it computes nothing: its first output does not depend on its input; export it again")
     _fix_input(model, path, batch)
     try:
         return core.compile_model(model, "CPU", settings)
@@ -94,8 +94,9 @@ def _compile(path: Path, precision: str, threads: int, batch: int | None, profil
         raise InputError(f"{path}: OpenVINO cannot load it: {_told(error)}; export it again") from error
 
 
-def _hangs_on_an_input(output: Any) -> bool:
-    """Whether the values of a Parameter reach an operation: the rest is folded into constants, which take no time."""
+def _depends_on_input(output: Any) -> bool:
+    """Whether the values of the input reach an operation. If not, OpenVINO folds it into a constant, which takes no
+    time."""
     seen: set[str] = set()
     waiting = [output]
     while waiting:

@@ -26,9 +26,7 @@ def search_command(
     run_dir: RunDirOption = None,
     check_proxy: Annotated[
         int | None,
-        typer.Option(
-            "--check-proxy", min=5, max=10_000, help="Then train so many of its candidates in full.", metavar="N"
-        ),
+        typer.Option("--check-proxy", min=5, max=10_000, help="Then train N of its candidates in full.", metavar="N"),
     ] = None,
     workers: Annotated[
         int | None,

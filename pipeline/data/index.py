@@ -1,6 +1,5 @@
 """The labelled images: which there are, in which split, and which are of no use."""
 
-import hashlib
 import json
 import os
 import random
@@ -231,7 +230,7 @@ def _read_all(root: Path, classes: tuple[str, ...], files: dict[str, list[tuple[
             seen = _PROBE.load(path)
             if seen.max() < _DARK or np.ptp(seen.reshape(-1, 3), axis=0).max() < _FLAT:
                 dark.append(relative)
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest = sha256(path)
         except (ImageError, OSError) as error:
             return relative, str(error)
         return Sample(relative, classes.index(name), digest)

@@ -137,7 +137,7 @@ _OF_A_CLASS = {"images", "image", "img", "imgs"}
 
 
 def _below(folder: Path) -> set[str]:
-    """Names of the folders inside a folder; none where it cannot be read, which is told elsewhere."""
+    """Names of the folders inside a folder. Empty if it cannot be read, which `_images` reports."""
     try:
         return {p.name for p in folder.iterdir() if p.is_dir() and not _left_out(p.name)}
     except OSError:

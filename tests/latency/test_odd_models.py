@@ -129,7 +129,7 @@ NOTHING = {
 
 
 @pytest.mark.parametrize("make", NOTHING, ids=lambda make: make.__name__)
-def test_an_output_that_does_not_hang_on_the_input_is_not_timed(tmp_path, make):
+def test_an_output_that_does_not_depend_on_the_input_is_not_timed(tmp_path, make):
     path = make(tmp_path / "m.onnx")
     with Worker() as worker, pytest.raises(LatencyError, match=NOTHING[make]):
         worker.time([Subject.of(path, "onnxruntime")], QUICK)
