@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import children
+
 
 @dataclass(frozen=True)
 class Board:
@@ -25,8 +27,7 @@ class Board:
     @property
     def sessions(self) -> list[int]:
         """The server's processes for open connections."""
-        done = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True)
-        return [int(pid) for pid in done.stdout.split()]
+        return children(self.process.pid)
 
 
 @pytest.fixture(scope="session")

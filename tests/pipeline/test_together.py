@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from pipeline.search.cluster import TARGET, placed, share_of
 from pipeline.search.tally import TRAINED, fate
 from pipeline.study import database_url, own_trials
 from tests.conftest import ROOT
+from tests.processes import children, signal_all
 
 pytestmark = pytest.mark.slow
 
@@ -91,16 +93,30 @@ def test_a_node_that_dies_loses_no_trial(cli, tiny, tmp_path, cluster, postgres,
     settings = ["search.trials=6", "search.epochs=3", f"search.storage={bare}", "search.study=cluster"]
     storage, killed = RDBStorage(database_url(postgres, None)), {}
 
+    def at_work():
+        trials = optuna.load_study(study_name="cluster", storage=storage).trials
+        finished = [t.number for t in trials if t.state.is_finished()]
+        workers = {t.user_attrs["worker"] for t in trials if not t.state.is_finished() and "worker" in t.user_attrs}
+        return finished if len(finished) >= 3 and len(workers) == 2 else []
+
     def kill_in_mid_study():
-        """While a worker of the second node has a trial in hand, and some are finished."""
+        """While a worker of the second node has a trial in hand, and some are finished. Its processes are stopped for
+        the second look, so that none finishes that trial between the look and the end."""
+        raylet = next(p for kind, p in second.live_processes() if kind == "raylet")
         while "at" not in killed:
             time.sleep(0.2)
             with contextlib.suppress(KeyError):
-                study = optuna.load_study(study_name="cluster", storage=storage)
-                workers = {t.user_attrs.get("worker", "") for t in study.trials if not t.state.is_finished()}
-                if sum(t.state.is_finished() for t in study.trials) >= 3 and len(workers) == 2:
-                    killed["at"] = [t.number for t in study.trials if t.state.is_finished()]
+                if not at_work():
+                    continue
+                processes = children(raylet.pid)
+                signal_all(processes, signal.SIGSTOP)
+                time.sleep(0.2)  # for what they had already sent to the database
+                if finished := at_work():
+                    signal_all(processes, signal.SIGKILL)
                     made.remove_node(second, allow_graceful=False)
+                    killed["at"] = finished
+                else:
+                    signal_all(processes, signal.SIGCONT)
 
     killer = threading.Thread(target=kill_in_mid_study, daemon=True)
     killer.start()
