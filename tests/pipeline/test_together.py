@@ -81,7 +81,14 @@ def cluster(monkeypatch):
     common = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 2 * 10**8}
     yield lambda **more: made.add_node(**common, **more), made
     for node in reversed(list(made.list_all_nodes())):
+        processes = node_processes(node)
         made.remove_node(node, allow_graceful=False)
+        signal_all(processes, signal.SIGKILL)  # what the killed parent leaves
+
+
+def node_processes(node):
+    """The workers and agents of a node of the cluster."""
+    return children(next(process for kind, process in node.live_processes() if kind == "raylet").pid)
 
 
 def test_a_node_that_dies_loses_no_trial(cli, tiny, tmp_path, cluster, postgres, monkeypatch):
@@ -102,13 +109,12 @@ def test_a_node_that_dies_loses_no_trial(cli, tiny, tmp_path, cluster, postgres,
     def kill_in_mid_study():
         """While a worker of the second node has a trial in hand, and some are finished. Its processes are stopped for
         the second look, so that none finishes that trial between the look and the end."""
-        raylet = next(p for kind, p in second.live_processes() if kind == "raylet")
         while "at" not in killed:
             time.sleep(0.2)
             with contextlib.suppress(KeyError):
                 if not at_work():
                     continue
-                processes = children(raylet.pid)
+                processes = node_processes(second)
                 signal_all(processes, signal.SIGSTOP)
                 time.sleep(0.2)  # for what they had already sent to the database
                 if finished := at_work():
