@@ -2,6 +2,7 @@
 the bundle, which holds a copy of this file, byte for byte. Standard library, numpy and Pillow only."""
 
 import os
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +19,8 @@ _GREY = (114, 114, 114)
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 """Tags of TIFF."""
 _WHITE_IS_ZERO = 0
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # twice as many pixels are an ImageError
 
 
 class ImageError(ValueError):
@@ -103,6 +106,12 @@ def _white(image: Image.Image) -> int:
         raise ValueError(f"its pixels are {bits}-bit {kinds.get(kind, 'unknown')} numbers; save 8 or 16 bits, unsigned")
     white = 2 ** int(bits) - 1
     return -white if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else white
+
+
+def has_several_frames(path: str | Path) -> bool:
+    """Whether it is an animation, or has several pages; the first is what is decoded. Raises what Pillow raises."""
+    with Image.open(path, formats=DECODERS) as image:
+        return bool(getattr(image, "is_animated", False))
 
 
 def find_images(path: str | Path) -> list[Path]:

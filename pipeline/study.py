@@ -45,6 +45,9 @@ MEASURED: dict[str, type] = {
     "form": str,
 }
 _WORKER, _MEANING, _TRIES, _AGAIN, _INTERRUPTED = "worker", "meaning", "tries", "again_of", "interrupted"
+_SEARCH_AGAIN = "put the database aside and search again: measurements and trainings are kept"
+_DAMAGED_FILE = ("not a database", "malformed")
+"""In SQLite's words."""
 _REFERENCES = "control_ms"
 
 
@@ -94,8 +97,7 @@ def _told_of_damage(url: str) -> Iterator[None]:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise EnvironmentProblem(
-            f"search.storage: {without_password(url)}: the study in it is damaged ({error!r:.200}); put the database "
-            "aside and search again: measurements and trainings are kept"
+            f"search.storage: {without_password(url)}: the study in it is damaged ({error!r:.200}); {_SEARCH_AGAIN}"
         ) from error
 
 
@@ -186,9 +188,11 @@ def told_of_databases(url: str) -> Iterator[None]:
             "install 'edgebuild[postgresql]'"
         ) from error
     except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
-        if "disk is full" in _reason(error, url):
+        reason = _reason(error, url)
+        if "disk is full" in reason:
             raise  # told by whoever tells of full disks
-        raise EnvironmentProblem(f"search.storage: {shown}: cannot be used: {_reason(error, url)}") from error
+        cure = f"; {_SEARCH_AGAIN}" if any(text in reason for text in _DAMAGED_FILE) else ""
+        raise EnvironmentProblem(f"search.storage: {shown}: cannot be used: {reason}{cure}") from error
     except RuntimeError as error:
         if not any(text in str(error) for text in ("optuna storage upgrade", "runtime optuna version")):
             raise

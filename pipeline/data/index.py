@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from export.artifact import sha256
-from export.preprocess import ImageError, Preprocess
+from export.preprocess import ImageError, Preprocess, has_several_frames
 from models.language import canonical_hash
 from pipeline import FORMAT
 from pipeline.data.tree import ALL, SPLITS, look_through
@@ -47,14 +47,14 @@ def check_unchanged(path: Path, sample: Sample) -> None:
 class Index:
     """What was found under `root`, which in a file of an index is relative to it where the images lie beside it.
     skipped: path -> why it cannot be used. passed_over: reason -> {"count", "examples"} of what is no image of a class.
-    dark: paths of images that decode nearly black or of one colour."""
+    noted: what one should know of images that are used -> their paths."""
 
     root: str
     classes: tuple[str, ...]
     splits: dict[str, tuple[Sample, ...]]
     skipped: dict[str, str]
     passed_over: dict[str, dict[str, Any]] = field(default_factory=dict)
-    dark: tuple[str, ...] = ()
+    noted: dict[str, tuple[str, ...]] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
@@ -93,7 +93,8 @@ class Index:
     def load(cls, path: Path) -> "Index":
         values = json.loads(path.read_text(encoding="utf-8"))
         values["classes"] = tuple(values["classes"])
-        values["dark"] = tuple(values.get("dark", ()))
+        values.pop("dark", None)  # what earlier versions wrote in place of `noted`
+        values["noted"] = {k: tuple(v) for k, v in values.get("noted", {}).items()}
         values["splits"] = {k: tuple(Sample(**s) for s in v) for k, v in values["splits"].items()}
         return cls(**values | {"root": str(path.resolve().parent / values["root"])})
 
@@ -162,6 +163,14 @@ def contradictions(index: Index) -> list[list[str]]:
     return [sorted(s.path for s in same) for same in by_bytes.values() if len({s.label for s in same}) > 1]
 
 
+def alike_classes(index: Index) -> list[list[str]]:
+    """Groups of classes whose names differ in nothing but case."""
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for name in index.classes:
+        by_name[name.casefold()].append(name)
+    return [names for names in by_name.values() if len(names) > 1]
+
+
 def _told_contradictions(index: Index) -> str:
     found = contradictions(index)
     return f" ({len(found)} images have several labels, such as {' and '.join(found[0][:2])})" if found else ""
@@ -221,7 +230,7 @@ def repeated(index: Index) -> dict[str, int]:
 
 
 def _read_all(root: Path, classes: tuple[str, ...], files: dict[str, list[tuple[Path, str]]]) -> Index:
-    dark: list[str] = []
+    noted: dict[str, list[str]] = defaultdict(list)
 
     def read(item: tuple[Path, str]) -> Sample | tuple[str, str]:
         path, name = item
@@ -229,7 +238,9 @@ def _read_all(root: Path, classes: tuple[str, ...], files: dict[str, list[tuple[
         try:
             seen = _PROBE.load(path)
             if seen.max() < _DARK or np.ptp(seen.reshape(-1, 3), axis=0).max() < _FLAT:
-                dark.append(relative)
+                noted["nearly black, or of one colour"].append(relative)
+            if has_several_frames(path):
+                noted["of several frames or pages, of which the first is used"].append(relative)
             digest = sha256(path)
         except (ImageError, OSError) as error:
             return relative, str(error)
@@ -243,7 +254,7 @@ def _read_all(root: Path, classes: tuple[str, ...], files: dict[str, list[tuple[
             splits[split] = tuple(x for x in found if isinstance(x, Sample))
             skipped.update(x for x in found if isinstance(x, tuple))
     used = {s: v for s, v in splits.items() if v or s != "test"}
-    return Index(str(root.resolve()), classes, used, skipped, dark=tuple(sorted(dark)))
+    return Index(str(root.resolve()), classes, used, skipped, noted={k: tuple(sorted(noted[k])) for k in sorted(noted)})
 
 
 def summary(index: Index) -> dict[str, Any]:
@@ -255,7 +266,8 @@ def summary(index: Index) -> dict[str, Any]:
         "counts": index.counts(),
         "skipped": index.skipped,
         "passed_over": index.passed_over,
-        "dark": list(index.dark),
+        "noted": {k: list(v) for k, v in index.noted.items()},
+        "alike_classes": alike_classes(index),
         "contradictions": contradictions(index),
         "identical_files": sum(n - 1 for n in shared.values()),
         "repeated": repeated(index),

@@ -6,7 +6,7 @@ from typing import Any
 
 from models.language import canonical_hash
 from pipeline.data import demo
-from pipeline.data.index import Index, contradictions, list_files, repeated, scan, summary
+from pipeline.data.index import Index, alike_classes, contradictions, list_files, repeated, scan, summary
 from pipeline.stages import Run, Stage
 
 DRAWN = "demo"
@@ -32,8 +32,10 @@ def _data(run: Run, work: Path) -> dict[str, Any]:
         run.say(f"data: {path}: skipped: {reason}")
     for reason, found in index.passed_over.items():
         run.say(f"data: passed over: {found['count']} {reason} ({', '.join(found['examples'])})")
-    if index.dark:
-        run.say(f"data: {len(index.dark)} images are nearly black or of one colour ({', '.join(index.dark[:3])})")
+    for what, paths in index.noted.items():
+        run.say(f"data: {len(paths)} images {what} ({', '.join(paths[:3])})")
+    for names in alike_classes(index):
+        run.say(f"data: {' and '.join(names)} are classes of their own: their names differ in case alone")
     if several := contradictions(index):
         run.say(f"data: {len(several)} images have several labels, such as {' and '.join(several[0][:2])}")
     for split, count in repeated(index).items():

@@ -183,8 +183,10 @@ def show_data(result: dict[str, Any]) -> None:
         put(f"skipped: {path}: {reason}")
     for reason, found in result["passed_over"].items():
         put(f"passed over: {found['count']} {reason} ({', '.join(found['examples'])})")
-    if result["dark"]:
-        put(f"nearly black, or of one colour: {len(result['dark'])} images ({', '.join(result['dark'][:3])})")
+    for what, paths in result["noted"].items():
+        put(f"{len(paths)} images {what} ({', '.join(paths[:3])})")
+    for names in result["alike_classes"]:
+        put(f"{' and '.join(names)} are classes of their own: their names differ in case alone")
     for paths in result["contradictions"][:_MOST_GROUPS]:
         put(f"the same file under several labels: {' and '.join(paths[:3])}")
     _show_likeness(result)

@@ -1,10 +1,14 @@
 """The one way from file to array, on the files that the field brings."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from export.preprocess import ImageError, Preprocess, find_images
+from tests.conftest import ROOT
 
 P = Preprocess(32)
 
@@ -25,6 +29,13 @@ def test_rgb_in_this_order_as_uint8(tmp_path):
     assert (array.shape, array.dtype) == ((32, 32, 3), np.uint8)
     assert array[16, 2].tolist() == [255, 0, 0]
     assert array[16, 29].tolist() == [0, 0, 255]
+
+
+def test_a_huge_photo_is_read_without_a_word_of_pillows(tmp_path):
+    path = save(tmp_path / "huge.png", Image.new("1", (9600, 9600)))
+    code = f"from export.preprocess import Preprocess; print(Preprocess(8).load({str(path)!r}).shape)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("(8, 8, 3)\n", "")
 
 
 def test_exif_rotation_is_undone(tmp_path):

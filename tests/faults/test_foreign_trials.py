@@ -136,6 +136,16 @@ def _sql(statement):
     return change
 
 
+def _overwritten(start):
+    def change(study, trial, database):
+        with sqlite3.connect(database) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        whole = database.read_bytes()
+        database.write_bytes(whole[:start] + b"\xa5" * (len(whole) - start))
+
+    return change
+
+
 NOT_THAT = "has a training or an architecture that is not that of its parameters"
 DAMAGED = "the study in it is damaged"
 EDITED = {
@@ -151,6 +161,8 @@ EDITED = {
     "a distribution that is none": (_sql("UPDATE trial_params SET distribution_json = '{}'"), DAMAGED),
     "an objective too few": (_sql("DELETE FROM study_directions WHERE objective = 2"), DAMAGED),
     "names that are a number": (_sql("UPDATE study_system_attributes SET value_json = '5'"), DAMAGED),
+    "no database": (_overwritten(0), "file is not a database; put the database aside and search again"),
+    "pages that were overwritten": (_overwritten(100), "malformed; put the database aside and search again"),
     "tables of a later version": (
         _sql("UPDATE alembic_version SET version_num = 'v9'"),
         "of another version of Optuna",

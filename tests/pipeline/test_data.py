@@ -277,10 +277,22 @@ def test_images_that_show_next_to_nothing_are_named(tmp_path):
     Image.fromarray((ramp * 65535).astype(np.uint16)).save(root / "train/a/sixteen-bits.png")
     Image.fromarray(ramp.astype(np.float32)).save(root / "train/a/float.tif")
     index = scan(root, 0)
-    assert "train/a/twelve-bits.png" in index.dark
-    assert "train/a/000.png" in index.dark  # of one colour
-    assert "train/a/sixteen-bits.png" not in index.dark
+    dark = index.noted["nearly black, or of one colour"]
+    assert "train/a/twelve-bits.png" in dark
+    assert "train/a/000.png" in dark  # of one colour
+    assert "train/a/sixteen-bits.png" not in dark
     assert "floating-point numbers, of which nothing says what is white" in index.skipped["train/a/float.tif"]
+
+
+def test_images_of_several_frames_and_classes_alike_but_for_case_are_named(inside, tmp_path):
+    root = fill(tmp_path, **{f"train/{c}": 4 for c in ("A", "a", "b")}, **{f"val/{c}": 2 for c in ("A", "a", "b")})
+    frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 90, 180)]
+    for suffix in ("gif", "png", "webp", "tif"):
+        frames[0].save(root / f"train/b/moving.{suffix}", save_all=True, append_images=frames[1:])
+    done = inside("data", "check", root)
+    assert done.returncode == 0, done.stderr
+    assert "4 images of several frames or pages, of which the first is used (train/b/moving.gif" in done.stdout
+    assert "A and a are classes of their own: their names differ in case alone" in done.stdout
 
 
 @pytest.mark.parametrize(("photometric", "first"), [(1, 0), (0, 255)])
