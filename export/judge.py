@@ -15,6 +15,7 @@ from export.checks import Checks, Limits
 from export.errors import first_problem
 from export.golden import near_tie
 from export.manifest import Golden, Manifest
+from export.rehearsal import MAX_TASKS
 from export.sandbox import Answer, Step
 from latency.bounds import ALPHA, quantile_bounds
 from latency.host import this_host
@@ -22,6 +23,11 @@ from latency.host import this_host
 _TIES = 0.02
 """Share of recorded images that may get another label, even if all of them are near-ties: what counts as one depends on
 figures of the manifest, which its packer could choose."""
+_EXCESSES = {
+    "memory": ("memory", "fail", "its processes held half of this machine's memory"),
+    "tasks": ("memory", "fail", f"it had over {MAX_TASKS} processes and threads"),
+    "host": ("memory", "inconclusive", "this machine was almost out of memory, whoever held it"),
+}
 _SCORE = 1e-4
 """Allowed difference of a score; tables show six digits."""
 
@@ -71,8 +77,8 @@ def judge_step(name: str, answer: Answer, limits: Limits, checks: Checks) -> Ste
     said = f"{step.said if step else ''} {answer.problem}"
     if answer.disk_full or "No space left on device" in said:
         checks.stop("disk", "fail", f"{limits.disk / 1e6:.0f} MB are not enough: full at the step '{name}'")
-    if answer.held_too_much:
-        checks.stop("memory", "fail", f"'{name}' was ended: its processes held half of this machine's memory")
+    if answer.exceeded:
+        checks.stop(*_EXCESSES[answer.exceeded][:2], f"'{name}' was ended: {_EXCESSES[answer.exceeded][2]}")
     if step is None:
         checks.stop(name, "fail", f"it was not done: {last_words(said)}")
     if step.code is None:

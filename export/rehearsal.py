@@ -39,6 +39,10 @@ _ROOMY = 4
 """A run that failed for lack of memory is repeated with this many times the limit, to see how much it needs."""
 _MEMORY_WORDS = ("MemoryError", "bad_alloc", "Cannot allocate memory", "failed to map", "out of memory")
 _LEAST_MEMORY = 2**30
+_LEAST_LEFT = 0.05
+"""Share of the machine's memory that must be free for others."""
+MAX_TASKS = 2000
+"""Processes and threads of a rehearsal at one time."""
 _OWN_MEMORY = 2**31
 """Memory limit of this process: a package's metadata can be compressed a thousandfold."""
 _DISK_EVERY_S, _MEMORY_EVERY = 0.005, 10
@@ -48,16 +52,19 @@ _SET_DUMPABLE = 4  # prctl's PR_SET_DUMPABLE
 
 
 class Watch:
-    """Polls the disk for its peak usage, and kills all children once they hold too much of the machine's memory
-    together, which no limit on a single process would prevent."""
+    """Polls the disk for its peak usage, and kills all children once they exceed together what no limit on a single
+    process would prevent.
+
+    exceeded: "memory", they held half of the machine's; "tasks", they were over MAX_TASKS; "host", the machine had
+    almost no memory left, which they may hold in ways that are not counted here; else "".
+    """
 
     def __init__(self) -> None:
         found = os.statvfs(DISK)
-        self.size, self.peak, self.held_too_much = found.f_blocks * found.f_frsize, 0, False
-        self._page = os.sysconf("SC_PAGE_SIZE")
+        self.size, self.peak, self.exceeded = found.f_blocks * found.f_frsize, 0, ""
         # The disk is a tmpfs, so it uses memory too, up to its own size.
-        self._allowed = max(_LEAST_MEMORY, os.sysconf("SC_PHYS_PAGES") * self._page - self.size) // 2
-        self._shared_before = _shared_memory()
+        self._allowed = max(_LEAST_MEMORY, _memory_of_machine("MemTotal") - self.size) // 2
+        self._shared_before = _memory_of_machine("Shmem")
         threading.Thread(target=self._watch, daemon=True).start()
 
     def used(self) -> int:
@@ -70,28 +77,38 @@ class Watch:
         for turn in itertools.count():
             time.sleep(_DISK_EVERY_S)
             self.used()
-            if turn % _MEMORY_EVERY == 0 and self._held() > self._allowed:
-                self.held_too_much = True
+            if turn % _MEMORY_EVERY == 0 and (exceeded := self._excess()):
+                self.exceeded = exceeded
                 end_children()
 
-    def _held(self) -> int:
-        """Bytes: what is resident in the processes, or shared memory on the machine that is not on the disk. A process
-        can hold shared memory that counts as resident in none (memfd, or pages that it has dropped)."""
-        shared = _shared_memory() - self._shared_before - self.used()
-        held = 0
+    def _excess(self) -> str:
+        """What the processes hold: what is resident, their page tables, and shared memory of the machine that is not on
+        the disk. A process can hold shared memory that counts as resident in none (pages that it has dropped)."""
+        shared = _memory_of_machine("Shmem") - self._shared_before - self.used()
+        held = tasks = 0
         for entry in os.scandir("/proc"):
             if entry.name.isdigit() and int(entry.name) != os.getpid():
-                with contextlib.suppress(OSError, ValueError, IndexError):
-                    held += int(Path(entry.path, "statm").read_text().split()[1])
-        return max(held * self._page, shared)
+                with contextlib.suppress(OSError, ValueError):
+                    status = _numbers(Path(entry.path, "status"))
+                    held += (status.get("VmRSS", 0) + status.get("VmPTE", 0)) * 1024
+                    tasks += status.get("Threads", 0)
+        if max(held, shared) > self._allowed:
+            return "memory"
+        if tasks > MAX_TASKS:
+            return "tasks"
+        left = _memory_of_machine("MemAvailable") / _memory_of_machine("MemTotal")
+        return "host" if left < _LEAST_LEFT else ""
 
 
-def _shared_memory() -> int:
-    """Bytes of shared memory on this machine, tmpfs included."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("Shmem:"):
-            return int(line.split()[1]) * 1024
-    return 0
+def _memory_of_machine(name: str) -> int:
+    """Bytes, by a name in /proc/meminfo."""
+    return _numbers(Path("/proc/meminfo"))[name] * 1024
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The lines of a file of /proc that are a name, a colon and a number, with its unit or without."""
+    found = re.findall(r"^(\w+):\s*(\d+)(?: kB)?$", path.read_text(), re.MULTILINE)
+    return {name: int(number) for name, number in found}
 
 
 def end_children() -> None:
@@ -237,7 +254,7 @@ def main() -> None:
             answer = {"steps": {}, "problem": str(error)[-_TAIL:]}
         watch.used()
         answer["disk_peak_bytes"], answer["disk_full"] = watch.peak, watch.peak >= watch.size - _FULL
-        answer["held_too_much"] = watch.held_too_much
+        answer["exceeded"] = watch.exceeded
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

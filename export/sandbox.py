@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
@@ -72,13 +72,13 @@ class Step(_Part):
 
 
 class Answer(_Part):
-    """The driver's answer to a request. problem: the system's error if a file could not be copied. held_too_much: the
-    processes were killed because together they held half of the machine's memory."""
+    """The driver's answer to a request. problem: the system's error if a file could not be copied. exceeded: what all
+    processes were killed for (see `rehearsal.Watch`)."""
 
     steps: dict[str, Step]
     disk_peak_bytes: Annotated[int, Field(ge=0)]
     disk_full: bool
-    held_too_much: bool = False
+    exceeded: Literal["", "memory", "tasks", "host"] = ""
     problem: Annotated[str, Field(max_length=_SAID)] = ""
     bytes: dict[str, int] = {}
     requires: dict[str, list[str]] = {}
@@ -109,10 +109,10 @@ class Sandbox:
     An answer is bounded in time and size, whatever runs inside. Closing the sandbox kills everything in it.
     """
 
-    def __init__(self, command: list[str], settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, command: list[str], settings: Mapping[str, str] | None = None, network: bool = False) -> None:
         """settings: more environment variables. They are not part of the command, which other users can see."""
         self._said = b""
-        program = seccomp.program()
+        program = seccomp.program(network)
         with tempfile.TemporaryFile() as file:
             file.write(program or b"")
             file.seek(0)
@@ -202,7 +202,8 @@ def fetch(pins: tuple[Pin, ...], folder: Path, wheels: Path | None) -> Answer:
             binds |= {path: Path(path) for path in _NETWORK if Path(path).exists()}
             settings = {"PIP_CONFIG_FILE": "/given/pip.conf"}
             settings |= {k: v for k, v in os.environ.items() if k.lower() in _PROXIES}
-        sandbox = Sandbox(_driven(binds, _FETCH_DISK, work, out=folder, network=wheels is None), settings)
+        network = wheels is None
+        sandbox = Sandbox(_driven(binds, _FETCH_DISK, work, out=folder, network=network), settings, network)
         try:
             return sandbox.ask(2 * FETCH_TIMEOUT_S + _STARTS_S, "fetch", options=options, timeout_s=FETCH_TIMEOUT_S)
         finally:
@@ -281,7 +282,8 @@ def _command(
             command += ["--ro-bind", path, path]
     if not Path(sys.base_prefix).is_relative_to("/usr"):
         command += ["--ro-bind", sys.base_prefix, sys.base_prefix]
-    command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    # Read-only: the kernel lets root, though it has no capability in here, write the machine's settings in /proc/sys.
+    command += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
     command += ["--size", str(disk_bytes), "--tmpfs", str(rehearsal.DISK)]
     for inside, given in binds.items():
         command += ["--ro-bind", str(given.resolve()), inside]

@@ -1,4 +1,4 @@
-"""The system calls that the sandbox forbids: keyrings, namespaces, mounts, and memory that belongs to no process.
+"""The system calls that the sandbox forbids: keyrings, namespaces, mounts, sockets, and memory of no process.
 
 The filter is a classic BPF program, as `seccomp(2)` and `linux/filter.h` describe it. Forbidden calls fail as if the
 kernel lacked them (ENOSYS), so libraries fall back to others.
@@ -16,15 +16,19 @@ _FORBIDDEN = {
     # call: (number on x86_64, number on aarch64); asm/unistd_64.h, asm-generic/unistd.h
     "shmget": (29, 194),
     "shmat": (30, 196),
+    "semget": (64, 190),
+    "msgget": (68, 186),
     "socketpair": (53, 199),
     "ptrace": (101, 117),
     "pivot_root": (155, 41),
     "mount": (165, 40),
     "umount2": (166, 39),
+    "mq_open": (240, 180),
     "add_key": (248, 217),
     "request_key": (249, 218),
     "keyctl": (250, 219),
     "unshare": (272, 97),
+    "vmsplice": (278, 75),
     "perf_event_open": (298, 241),
     "setns": (308, 268),
     "process_vm_readv": (310, 270),
@@ -44,8 +48,9 @@ _FORBIDDEN = {
 }
 _CLONE = {"x86_64": 56, "aarch64": 220}
 _SOCKET = {"x86_64": 41, "aarch64": 198}
-_AF_UNIX = 1
-"""Sockets that fill the kernel's memory, which no limit of a process counts."""
+_INTERNET = (2, 10, 16)
+"""AF_INET, AF_INET6, and AF_NETLINK, by which names are resolved. Sockets of other families reach the host (AF_VSOCK),
+or fill the kernel's memory, which no limit of a process counts (AF_UNIX)."""
 _X32 = 0x40000000
 """Calls from here on are those of x86's 32-bit pointers."""
 _NEW_NAMESPACES = 0x7E020000 | 0x00000080
@@ -57,8 +62,9 @@ _ALLOW, _KILL, _FAIL = 0x7FFF0000, 0x80000000, 0x00050000 | errno.ENOSYS
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 
 
-def program() -> bytes | None:
-    """The filter for this machine, or None where the numbers of its system calls are not known here."""
+def program(network: bool) -> bytes | None:
+    """The filter for this machine, or None where the numbers of its system calls are not known here. network: whether
+    there is one; if not, there are no sockets either."""
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
         return None
@@ -68,19 +74,20 @@ def program() -> bytes | None:
         return struct.pack("=HBBI", code, if_true, if_false, value)
 
     # Jumps count the steps that are passed over; the last three return.
-    calls = len(numbers)
+    families = _INTERNET if network else ()
+    calls, known = len(numbers), len(families)
     steps = [
         step(_LOAD, _ARCHITECTURE_AT),
-        step(_EQUAL, _ARCHITECTURES[machine], 0, calls + 10),
+        step(_EQUAL, _ARCHITECTURES[machine], 0, calls + known + 9),
         step(_LOAD, _NUMBER_AT),
-        step(_AT_LEAST, _X32, calls + 8, 0),
-        *(step(_EQUAL, number, calls - i + 5, 0) for i, number in enumerate(numbers)),
+        step(_AT_LEAST, _X32, calls + known + 7, 0),
+        *(step(_EQUAL, number, calls + known - i + 4, 0) for i, number in enumerate(numbers)),
         step(_EQUAL, _CLONE[machine], 0, 2),
         step(_LOAD, _FIRST_AT),
-        step(_ANY_BIT, _NEW_NAMESPACES, 3, 4),
-        step(_EQUAL, _SOCKET[machine], 0, 3),
+        step(_ANY_BIT, _NEW_NAMESPACES, known + 2, known + 3),
+        step(_EQUAL, _SOCKET[machine], 0, known + 2),
         step(_LOAD, _FIRST_AT),
-        step(_EQUAL, _AF_UNIX, 0, 1),
+        *(step(_EQUAL, family, known - i, 0) for i, family in enumerate(families)),
         step(_RETURN, _FAIL),
         step(_RETURN, _ALLOW),
         step(_RETURN, _KILL),

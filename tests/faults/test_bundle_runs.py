@@ -318,23 +318,6 @@ def test_the_driver_refuses_to_run_outside_of_a_sandbox():
 
 @pytest.mark.slow
 @needs_sandbox
-def test_processes_that_together_fill_the_memory_are_ended(bundle, wheels, monkeypatch):
-    monkeypatch.setattr("export.checks._FEW_S", 240)  # pages take their time where others are at work
-    code = (
-        "import os, time\n"
-        "for _ in range(40):\n"
-        "    if os.fork() == 0:\n"
-        "        hog = [bytearray(b'x') * 2**26 for _ in range(64)]\n"
-        "        time.sleep(600)\n"
-        "time.sleep(600)\n"
-    )
-    replace_text(bundle / "predict.py", "import argparse", f"{code}import argparse")
-    seal(bundle)
-    refused(bundle, "memory", "its processes held half of this machine's memory", wheels=wheels)
-
-
-@pytest.mark.slow
-@needs_sandbox
 def test_the_timing_lock_is_not_held_while_a_stranger_is_waited_for(
     bundle, wheels, few_processes, tmp_path, monkeypatch
 ):
