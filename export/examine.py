@@ -18,14 +18,15 @@ from export.bundle import CODE, files_of
 from export.checks import Checks
 from export.documents import CARD, SBOM, model_card, sbom
 from export.errors import ExportError
-from export.golden import GOLDEN, golden_tolerance, near_tie, reach
+from export.golden import GOLDEN, are_ours, golden_tolerance, near_tie, reach
 from export.lock import BadLock, Pin, parse_pins
 from export.manifest import MANIFEST, Manifest, read_manifest
 from export.parity import f1_interval, figures
 from export.unpack import MAX_BYTES, MAX_FILES, BadArchive, unpack
 from latency.bounds import LEAST_PROCESSES
-from latency.files import file_hash
+from latency.files import file_hash, is_quantized
 from latency.host import Host, version_of
+from latency.runners import runtime_of
 
 _ALWAYS = (*CODE, "labels.txt", "requirements.txt", CARD, SBOM)
 _MODELS = {"model.onnx": ("model.onnx",), "model.ort": ("model.ort",), "model.xml": ("model.xml", "model.bin")}
@@ -139,6 +140,8 @@ def _files(folder: Path, manifest: Manifest, checks: Checks) -> None:
         checks.stop("manifest", "fail", f"{', '.join(more[:5])}: no bundle of ours holds such a file")
     if set(manifest.golden.samples) != samples:
         checks.stop("manifest", "fail", "golden.samples: not the files of the folder golden")
+    if not are_ours(samples):
+        checks.stop("manifest", "fail", "golden.samples: not one to four photos, turned.jpg and alpha.png")
     if file_hash(folder / manifest.model.path) != manifest.model.sha256:
         checks.stop("manifest", "fail", f"model.sha256: not that of {manifest.model.path}")
     checks.say("hashes", "pass", f"{len(recorded)} files as packed")
@@ -167,6 +170,10 @@ def _claims(folder: Path, manifest: Manifest, checks: Checks) -> None:
         timed, packed = getattr(subject, name), getattr(model, name)
         if timed != packed:
             wrong(f"the latency is of another file or setting: {name} {timed} was timed, {packed} is packed")
+    if runtime_of(Path(model.path)) != model.runtime:
+        wrong(f"{model.path} is no file for {model.runtime}")
+    if is_quantized(folder / model.path) != (model.precision == "int8"):
+        wrong(f"the precision is claimed as {model.precision}; what {model.path} holds says otherwise")
     if claims.latency.processes < LEAST_PROCESSES:
         wrong(f"a bound of 99 % is claimed from {claims.latency.processes} processes; it needs {LEAST_PROCESSES}")
     if not claims.latency.p50_ms <= claims.latency.p90_ms <= claims.latency.p90_upper_ms:
@@ -204,7 +211,10 @@ def _claims(folder: Path, manifest: Manifest, checks: Checks) -> None:
         if manifest.classes[int(values.argmax())] != sample.label or near_tie(values, allowed) != sample.near_tie:
             checks.stop("labels", "fail", f"{name}: the recorded label is not that of its largest logit")
     told = f"F1 {claims.quality.f1_macro:.4f} is that of the {len(manifest.recorded)} recorded predictions. "
-    told += "The packer's word: the predictions until they are made again, true classes, latency, parameters, MACs"
+    told += (
+        "The packer's word: the predictions until they are made again, true classes, the latency with its threads and "
+        "its host, portability, parameters, MACs"
+    )
     checks.say("claims", "pass", told)
 
 

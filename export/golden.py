@@ -4,6 +4,7 @@ Photos at the input size show the network at work; two drawn files of another si
 alpha, go through every step of the preprocessing, where most exported classifiers fail in the field.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from export.parity import logits_of
 GOLDEN = "golden"
 """The folder of the samples in a bundle, and the only one."""
 PHOTOS = 4
+"""At most, and at least one."""
+_PHOTO, _TURNED, _ALPHA = "photo-{}.png", "turned.jpg", "alpha.png"
 _F32, _BF16 = 1e-3, 2e-2
 """Allowed difference of a logit, as a share of the largest `reach`. bf16 keeps 8 bits, and its sums round otherwise on
 another CPU that has it."""
@@ -32,15 +35,15 @@ def write_golden(folder: Path, artifact: Artifact, card: ModelCard, photos: np.n
     golden = folder / GOLDEN
     golden.mkdir()
     for i, photo in enumerate(photos):
-        Image.fromarray(photo).save(golden / f"photo-{i}.png")
+        Image.fromarray(photo).save(golden / _PHOTO.format(i))
     exif = Image.Exif()
     exif[_ORIENTATION] = 6  # turned by a quarter
     size = card.input_size
     # Over twice the input in both directions, so that the decoder's own down-scaling is in it.
-    _drawn(0, 5 * size, 3 * size).save(golden / "turned.jpg", quality=90, exif=exif)
+    _drawn(0, 5 * size, 3 * size).save(golden / _TURNED, quality=90, exif=exif)
     alpha = _drawn(1, size // 2, size)
     alpha.putalpha(128)
-    alpha.save(golden / "alpha.png")
+    alpha.save(golden / _ALPHA)
     files = sorted(golden.iterdir())
     logits = logits_of(artifact, np.stack([card.preprocess.load(f) for f in files]))
     tolerance = golden_tolerance(artifact.precision, logits, drift)
@@ -53,6 +56,12 @@ def write_golden(folder: Path, artifact: Artifact, card: ModelCard, photos: np.n
         for file, values in zip(files, logits, strict=True)
     }
     return {"tolerance": tolerance, "samples": samples}
+
+
+def are_ours(names: Collection[str]) -> bool:
+    """Whether these are names that `write_golden` gives, and all that a bundle has."""
+    photos = [f"{GOLDEN}/{_PHOTO.format(i)}" for i in range(len(names) - 2)]
+    return 1 <= len(photos) <= PHOTOS and set(names) == {*photos, f"{GOLDEN}/{_TURNED}", f"{GOLDEN}/{_ALPHA}"}
 
 
 def golden_tolerance(precision: str, logits: np.ndarray, drift: float) -> float:

@@ -162,17 +162,20 @@ def judge_recorded(
 ) -> None:
     """Every image must get its recorded label. Another label is accepted only for a near-tie.
 
-    digests: path inside -> sha256. folders: sha256 -> the folder that the user has the image in. Where all of these are
-    names of classes, the recorded classes must be the same.
+    digests: path inside -> sha256. folders: sha256 -> the folder that the user has the image in. Where that is the name
+    of a class, it must be the recorded one.
     """
-    if set(folders.values()) <= set(manifest.classes):
-        recorded_as: dict[str, set[str]] = {}
-        for digest, truth, _ in manifest.recorded:
-            recorded_as.setdefault(digest, set()).add(truth)
-        for digest, name in folders.items():
-            if name not in recorded_as[digest]:
-                told = f"an image of the folder {name} is recorded as {', '.join(sorted(recorded_as[digest]))}"
-                checks.stop("F1", "fail", f"{told}; so the claimed F1 is not that of these classes")
+    recorded_as: dict[str, set[str]] = {}
+    for digest, truth, _ in manifest.recorded:
+        recorded_as.setdefault(digest, set()).add(truth)
+    of_classes = {digest: name for digest, name in folders.items() if name in manifest.classes}
+    for digest, name in of_classes.items():
+        if name not in recorded_as[digest]:
+            told = f"an image of the folder {name} is recorded as {', '.join(sorted(recorded_as[digest]))}"
+            checks.stop("F1", "fail", f"{told}; so the claimed F1 is not that of these classes")
+    if of_classes and (strange := sorted({*folders.values()} - {*manifest.classes})):
+        told = f"recorded images lie in folders that are no class of this model ({', '.join(strange[:5])})"
+        checks.say("F1", "inconclusive", f"{told}, so the class that they are recorded as cannot be compared")
     recorded = {digest: label for digest, _, label in manifest.recorded}
     if {row.path for row in rows} != set(digests):
         checks.stop("F1", "fail", "predict.py did not label all recorded photos")
@@ -187,7 +190,32 @@ def judge_recorded(
         if evidence.host.key != this_host().key and not evidence.portability.images:
             checks.stop("F1", "inconclusive", f"{told}; on another host, and how far that changes it was never tried")
         checks.stop("F1", "fail", told)
+    if not of_classes:
+        told += "; the folders of the images name no classes, so their true classes are the packer's word"
     checks.say("F1", "pass", f"{told}; the claimed F1 of all is {claimed:.4f}")
+
+
+def judge_others(manifest: Manifest, classes: dict[str, str], rows: Sequence[Row], checks: Checks) -> None:
+    """Compare the claimed accuracy with that on images that the packer did not record. They may be harder ones, so
+    labels that are wrong too often are no proof against the claim.
+
+    classes: path inside -> class.
+    """
+    from scipy.stats import binomtest
+
+    if {row.path for row in rows} != set(classes):
+        checks.stop("F1", "fail", "predict.py did not label all photos")
+    right = sum(row.label == classes[row.path] for row in rows)
+    claimed = manifest.evidence.quality.accuracy
+    told = f"{right} of {len(rows)} images that are not recorded get the class of their folder; accuracy {claimed:.3f}"
+    unlikely = binomtest(right, len(rows), claimed, alternative="less").pvalue < _UNLIKELY
+    if unlikely:
+        told = f"{told} is claimed: these are harder, or those recorded were chosen"
+    checks.say("other images", "inconclusive" if unlikely else "pass", told if unlikely else f"{told} is claimed")
+
+
+_UNLIKELY = 0.01
+"""Probability of so few right labels, if the claimed accuracy holds."""
 
 
 def judge_forms(form: str, step: Step, rows: Sequence[Row], manifest: Manifest, checks: Checks) -> None:

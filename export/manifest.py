@@ -14,15 +14,20 @@ FORMAT = 3
 500 images. 3: the labels of all images, the subject of the timing, the version that packed it."""
 MAX_BYTES = 2**26
 
+PLAIN = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+"""A name of a file or folder that means nothing special to a shell or a program."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$", max_length=200)]
+Name = Annotated[str, Field(pattern=rf"^{PLAIN}(/{PLAIN})*$", max_length=200)]
 """A path in the bundle: no part of it begins with a dot."""
-Label = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$", max_length=1000)]
-"""A class name without line breaks or other control characters: labels.txt has one per line."""
+_UNSEEN = r"\p{Cc}\p{Zl}\p{Zp}[\p{Cf}--[\u200c\u200d]]"
+"""Control characters, line breaks, and what has no shape of its own or turns the text around it; not the joiners that
+some scripts need."""
+Label = Annotated[str, Field(pattern=rf"^[^{_UNSEEN}\s]([^{_UNSEEN}]*[^{_UNSEEN}\s])?$", max_length=1000)]
+"""A class name that is on one line, as labels.txt has it, and looks like no other by what cannot be seen."""
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
-Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$", max_length=300)]
+Text = Annotated[str, Field(pattern=rf"^[^{_UNSEEN}]*$", max_length=300)]
 """A line that goes into the model card."""
 Runtime = Literal["onnxruntime", "openvino"]
 Precision = Literal["f32", "bf16", "int8"]
@@ -128,7 +133,7 @@ class Manifest(Part):
     preprocess: Preprocessing
     relies_on: list[Need]
     golden: Golden
-    recorded: Annotated[list[tuple[Digest, str, str]], Field(min_length=1)]
+    recorded: Annotated[list[tuple[Digest, str, str]], Field(min_length=2)]
     evidence: Claims
     files: dict[Name, Digest]
 
@@ -145,6 +150,8 @@ def parse_manifest(content: str | bytes, name: str = MANIFEST) -> Manifest:
         if not isinstance(error, ValidationError):
             raise ExportError(f"{name}: JSON: {error}") from error
         where, what = first_problem(error)
+        if error.errors()[0]["type"] == "json_invalid":
+            raise ExportError(f"{name}: {what}") from error
         got = str(error.errors()[0]["input"])[:60]
         hint = "; pack it again with this version of edgebuild" if where == "format" else ""
         raise ExportError(f"{name}: {where}: {what}, got {got!r}{hint}") from error

@@ -28,6 +28,7 @@ from export.judge import (
     Row,
     judge_forms,
     judge_golden,
+    judge_others,
     judge_recorded,
     judge_resources,
     judge_step,
@@ -47,6 +48,8 @@ TIMED_IMAGES = 200
 RECORDED_IMAGES = 500
 """At most this many recorded images are labelled again as JSON, and _FORM_IMAGES of them in each other form."""
 _FORM_IMAGES = 50
+OTHER_IMAGES = 200
+"""At most this many images that are not recorded are labelled, where their folders name classes."""
 _MOST_LOGITS = 300_000
 """The most logits in one output of predict.py, which must stay below the driver's limit."""
 FORMS = ("csv", "output", "stdout")
@@ -87,11 +90,13 @@ class Preflight:
 @dataclass(frozen=True)
 class _Photos:
     """Image paths inside the sandbox. recorded: path -> sha256 of images that the manifest lists. folders: sha256 ->
-    the folder that the user has it in. timed: TIMED_IMAGES readable images, with repeats, or none. given: the number of
-    images that the user passed."""
+    the folder that the user has it in. others: path -> class, of images in a folder of that class that the manifest
+    does not list. timed: TIMED_IMAGES readable images, with repeats, or none. given: the number of images that the user
+    passed."""
 
     recorded: dict[str, str]
     folders: dict[str, str]
+    others: dict[str, str]
     timed: list[str]
     given: int
 
@@ -168,22 +173,31 @@ def _show(photos: Sequence[Path], manifest: Manifest, folder: Path) -> _Photos:
 
     known = {digest for digest, *_ in manifest.recorded}
     recorded: dict[str, Path] = {}
+    beside: list[tuple[Path, str]] = []
     for photo in photos:
+        folder_of = unicodedata.normalize("NFC", photo.parent.name)
         if (digest := sha256(photo)) in known:
             recorded.setdefault(digest, photo)
+        elif folder_of in manifest.classes:
+            beside.append((photo, folder_of))
     preprocess = Preprocess(_READ_AT)  # not at the size that a stranger's manifest names
-    readable = []
-    for photo in photos[:: max(1, len(photos) // TIMED_IMAGES)]:
+
+    def is_readable(photo: Path) -> bool:
         with contextlib.suppress(ImageError):
             preprocess.load(photo)
-            readable.append(photo)
+            return True
+        return False
+
+    readable = [photo for photo in photos[:: max(1, len(photos) // TIMED_IMAGES)] if is_readable(photo)]
     timed = [show(readable[i * len(readable) // TIMED_IMAGES]) for i in range(TIMED_IMAGES)] if readable else []
     count = min(RECORDED_IMAGES, max(1, _MOST_LOGITS // len(manifest.classes)))
     # Which ones, no packer can foresee.
-    chosen = random.SystemRandom().sample(list(recorded.items()), min(count, len(recorded)))
-    again = {show(photo): digest for digest, photo in chosen}
+    chance = random.SystemRandom()
+    again = {show(photo): digest for digest, photo in chance.sample(list(recorded.items()), min(count, len(recorded)))}
+    some = chance.sample(beside, min(count, OTHER_IMAGES, len(beside)))
+    others = {show(photo): name for photo, name in some if is_readable(photo)}
     folders = {digest: unicodedata.normalize("NFC", photo.parent.name) for digest, photo in recorded.items()}
-    return _Photos(again, folders, timed, len(photos))
+    return _Photos(again, folders, others, timed, len(photos))
 
 
 def _rehearse(
@@ -239,6 +253,9 @@ def _rehearse(
         judge_recorded(manifest, photos.recorded, photos.folders, rows[samples:], checks)
     elif photos.given:
         checks.say("F1", "inconclusive", "none of the recorded photos is among those given")
+    if photos.others:
+        step = predict("others", list(photos.others))
+        judge_others(manifest, photos.others, rows_of(step, manifest, len(photos.others), checks), checks)
     some = rows[: samples + _FORM_IMAGES]
     for form in FORMS:
         step = predict(f"--{form}", golden + recorded[:_FORM_IMAGES], form, len(some))

@@ -16,6 +16,7 @@ from typing import Any
 
 from export.artifact import sha256
 from export.errors import ExportError
+from export.manifest import PLAIN
 
 MAX_BYTES = 2**28
 MAX_FILES = 10_000
@@ -87,6 +88,8 @@ def unpack(archive: Path, folder: Path, max_bytes: int = MAX_BYTES) -> Path:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise  # not the archive's fault
         told = re.sub(r"Error -\d+ while decompressing data: ", "", str(error))
+        if isinstance(error, ValueError | OverflowError):  # in the words of whatever line of tarfile met it
+            told = "its headers are not those of tar"
         raise BadArchive(f"{archive}: damaged, or no .tar.gz ({told}); get it again, compare its sha256") from error
     return tops[0]
 
@@ -128,7 +131,8 @@ class _Digest:
 
 def _extract(archive: Path, stream: _Bounded, folder: Path, max_bytes: int) -> list[str]:
     """Names of the files below the archive's top folder."""
-    total, names = 0, []
+    total = 0
+    names: list[str] = []
     with tarfile.open(fileobj=stream, mode="r:") as packed:
         for count, member in enumerate(packed):
             if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse() or member.size < 0:
@@ -144,11 +148,15 @@ def _extract(archive: Path, stream: _Bounded, folder: Path, max_bytes: int) -> l
                 raise BadArchive(f"{archive}: holds {member.name[:_MAX_NAME]!r}; a bundle has no such place")
             if ".." in parts or parts[0] == "/":
                 raise BadArchive(f"{member.name!r} in the archive reaches outside of its folder")
+            if not re.fullmatch(PLAIN, parts[0]):
+                raise BadArchive(f"{archive}: its folder is called {parts[0]!r}; give it a plain name")
+            if (name := "/".join(parts[1:])).lower() in {n.lower() for n in names}:
+                raise BadArchive(f"{archive}: holds {name!r} twice, or under names that differ in case alone")
             target = folder.joinpath(*parts)
             target.parent.mkdir(parents=True, exist_ok=True)
             content = packed.extractfile(member)
             assert content is not None  # it is a file
             with content, target.open("xb") as file:
                 shutil.copyfileobj(content, file, _MAX_READ // 2)
-            names.append("/".join(parts[1:]))
+            names.append(name)
     return names

@@ -53,3 +53,13 @@ def file_hash(path: Path) -> str:
     for file in model_files(path):
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+_QUANTIZED = (b"QuantizeLinear", b"QLinear", b"ConvInteger", b"MatMulInteger", b"FakeQuantize")
+"""Operators of ONNX, whose names .ort files hold as well, and of OpenVINO's IR."""
+
+
+def is_quantized(path: Path) -> bool:
+    """Whether a model file names an operator that computes in 8 bits, or that a runtime turns into such."""
+    content = path.read_bytes()
+    return any(name in content for name in _QUANTIZED)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from latency.errors import InputError, LatencyError
+from latency.files import is_quantized
 from latency.runners.kernel import Kernel, fixed_shape
 
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
@@ -38,8 +39,8 @@ class OrtSession:
         self.shape, self.dtype = fixed_shape(path, only.name, only.shape, batch), _DTYPES[only.type]
         self._session, self._input = session, only.name
         self._outputs = [first]
-        # The session does not tell what its kernels compute in; QuantizeLinear and its kin stand in the file by name.
-        self.effective_precision = "int8" if b"QuantizeLinear" in content else "f32"
+        # The session does not tell what its kernels compute in.
+        self.effective_precision = "int8" if is_quantized(path) else "f32"
         options = session.get_session_options()
         self.settings = {
             "threads": options.intra_op_num_threads,

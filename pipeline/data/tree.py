@@ -30,6 +30,8 @@ _NOT_OURS = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")
 """What operating systems and storage leave in folders. Names that begin with a dot are left out as well."""
 _CONVERT = "not read here: convert them to JPEG or PNG, for example with `magick mogrify -format jpg`"
 _KNOWN_IMAGES = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".raw", ".cr2", ".nef", ".arw", ".dng", ".svg", ".psd")
+_JOINERS = "\u200c\u200d"
+"""Unseen, but some scripts need them."""
 _EXAMPLES = 3
 
 
@@ -235,6 +237,11 @@ def _class_name(folder: Path) -> str:
         raise PipelineError(
             f"{folder.parent}: the folder {shown} has a line break or another control character in its name, which no "
             "file of labels can hold: rename it"
+        )
+    if name != name.strip() or any(unicodedata.category(c) == "Cf" and c not in _JOINERS for c in name):
+        raise PipelineError(
+            f"{folder.parent}: the folder {shown} has a blank at an end of its name, or a character that cannot be "
+            "seen, so it looks like another class: rename it"
         )
     return name
 

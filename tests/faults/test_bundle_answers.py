@@ -11,7 +11,7 @@ import pytest
 
 from export.checks import Checks, Ended
 from export.golden import golden_tolerance
-from export.judge import judge_forms, judge_golden, judge_recorded, rows_of
+from export.judge import judge_forms, judge_golden, judge_others, judge_recorded, rows_of
 from export.manifest import read_manifest
 from export.preflight import FORMS
 from export.sandbox import Step
@@ -174,7 +174,37 @@ def test_images_in_folders_of_other_classes_than_recorded(answers, photos):
     wrong = truth | {digest: "a" if truth[digest] != "a" else "b"}
     check = failed(judge_recorded, manifest, digests, wrong, found)
     assert "so the claimed F1 is not that of these classes" in check.told
-    judge_recorded(manifest, digests, truth | {digest: "unsorted"}, found, Checks())
+
+
+def said(judge, *args):
+    """The verdicts and the text of all that was judged."""
+    checks = Checks()
+    judge(*args, checks)
+    return [c.verdict for c in checks.found], " ".join(c.told for c in checks.found)
+
+
+def test_classes_that_only_some_folders_are_named_after_cannot_be_compared(answers, photos):
+    """A packer may rename a class, so that its images would be compared with none."""
+    manifest, digests, _, found = recorded(answers, photos, 0)
+    truth = {digest: name for digest, name, _ in manifest.recorded}
+    renamed = {digest: name.replace("a", "a.") for digest, name in truth.items()}
+    verdicts, told = said(judge_recorded, manifest, digests, renamed, found)
+    assert "inconclusive" in verdicts
+    assert "in folders that are no class of this model (a.)" in told
+    verdicts, told = said(judge_recorded, manifest, digests, dict.fromkeys(truth, "unsorted"), found)
+    assert verdicts == ["pass"]
+    assert "their true classes are the packer's word" in told
+
+
+def test_images_that_the_packer_left_out_are_labelled_too(answers, photos):
+    manifest, _, _, found = recorded(answers, photos, 0)
+    right = {row.path: row.label for row in found}
+    wrong = {row.path: "a" if row.label != "a" else "b" for row in found}
+    assert said(judge_others, manifest, right, found)[0] == ["pass"]
+    verdicts, told = said(judge_others, manifest, wrong, found)
+    assert verdicts == ["inconclusive"]
+    assert "0 of 20 images that are not recorded get the class of their folder" in told
+    assert "did not label all photos" in failed(judge_others, manifest, right, found[1:]).told
 
 
 def test_golden_samples_that_were_not_labelled(answers):

@@ -137,6 +137,37 @@ def test_a_path_that_leaves_the_folder(tmp_path, name):
     assert not Path("/tmp/edgebuild-escaped").exists()
 
 
+@pytest.mark.parametrize("top", ["-rf", ".ssh", "~", "a b", "$(id)", "b\u202eundle", "b\x1b[2J"])
+def test_a_folder_whose_name_means_more_than_itself(bundle, tmp_path, top):
+    path = packed_folder(bundle.rename(tmp_path / top), tmp_path / "bundle.tar.gz")
+    refused(path, "archive", "give it a plain name")
+
+
+@pytest.mark.parametrize("names", [("x", "x"), ("x", "X")])
+def test_a_file_that_is_there_twice(tmp_path, names):
+    members = [(tarfile.TarInfo(f"bundle/{name}"), b"x") for name in names]
+    refused(packed(tmp_path / "evil.tar.gz", *members), "archive", "twice, or under names that differ in case alone")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [{"photo-0.png": "Turned.jpg"}, {"turned.jpg": "con.jpg"}, {f"photo-{i}.png": f"x{i}.png" for i in range(4)}],
+)
+def test_golden_samples_that_are_none_of_ours(bundle, names):
+    for old, new in names.items():
+        (bundle / "golden" / old).rename(bundle / "golden" / new)
+
+    def change(manifest):
+        samples = manifest["golden"]["samples"]
+        manifest["golden"]["samples"] = {
+            f"golden/{names.get(Path(name).name, Path(name).name)}": sample for name, sample in samples.items()
+        }
+
+    edit(bundle, change)
+    seal(bundle)
+    refused(bundle, "manifest", "not one to four photos, turned.jpg and alpha.png")
+
+
 KINDS = [
     *(tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE, tarfile.CONTTYPE),
     tarfile.GNUTYPE_SPARSE,
@@ -284,7 +315,11 @@ WRONG = {
     "a golden sample that is none": lambda m: m["golden"]["samples"].pop("golden/alpha.png"),
     "recorded labels that are numbers": lambda m: m.update(recorded=[["0" * 64, 1, 2]]),
     "no recorded labels": lambda m: m.update(recorded=[]),
+    "one recorded label": lambda m: m.update(recorded=m["recorded"][:1]),
     "a class name of two lines": lambda m: m.update(classes=["a\nb", *m["classes"][1:]]),
+    "a class name with what cannot be seen": lambda m: m.update(classes=["a\u200b", *m["classes"][1:]]),
+    "a class name with a blank at its end": lambda m: m.update(classes=["a ", *m["classes"][1:]]),
+    "a host that turns the text around it": lambda m: m["evidence"]["host"].update(cpu="\u202exeb"),
     "a latency that is no number": lambda m: m["evidence"]["latency"].update(p90_ms="fast"),
     "an F1 over 1": lambda m: m["evidence"]["quality"].update(f1_macro=1.5),
     "a verdict that is no pass": lambda m: m["evidence"].update(verdict="fail"),
@@ -387,6 +422,16 @@ def _swap_recorded(manifest):
         row[2] = row[1]
 
 
+def _both(name, value):
+    """Changed in what was timed as in what is packed."""
+
+    def change(manifest):
+        for subject in (manifest["model"], manifest["evidence"]["latency"]["subject"]):
+            subject[name] = value
+
+    return change
+
+
 CLAIMS = {
     "a better F1": (lambda m: m["evidence"]["quality"].update(f1_macro=0.99), "quality.f1_macro is claimed as 0.9900"),
     "a better accuracy": (lambda m: m["evidence"]["quality"].update(accuracy=1.0), "quality.accuracy"),
@@ -416,6 +461,8 @@ CLAIMS = {
     ),
     "a p90 under its p50": (lambda m: m["evidence"]["latency"].update(p50_ms=0.65), "not in this order"),
     "a class twice": (lambda m: m["classes"].__setitem__(1, "a"), "named twice"),
+    "int8 of an f32 file": (_both("precision", "int8"), "the precision is claimed as int8; what model.onnx holds"),
+    "a runtime for other files": (_both("runtime", "openvino"), "model.onnx is no file for openvino"),
 }
 
 
@@ -473,8 +520,10 @@ def test_a_bundle_of_another_version_cannot_be_verified(bundle):
 
 @pytest.mark.parametrize("content", [b"[" * 60_000, b"{", b"", b"null", b"\xff", b'{"format": 3, "format": 3}'])
 def test_a_manifest_that_is_no_json_of_ours(bundle, content):
+    """Nor is it repeated as Python would write its bytes."""
     (bundle / "manifest.json").write_bytes(content)
     refused(bundle, "manifest")
+    assert "b'" not in cause(preflight(bundle, Limits())).told
     done = read_bundle_error(bundle)
     assert "manifest.json" in done
 

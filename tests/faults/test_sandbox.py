@@ -58,8 +58,16 @@ def test_no_setting_of_the_host_can_be_written(tmp_path):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of the calls are those of x86_64")
 def test_no_memory_can_be_had_that_belongs_to_no_process(tmp_path):
     calls = {
-        **{"shmget": 29, "semget": 64, "msgget": 68, "mq_open": 240, "add_key": 248, "vmsplice": 278},
-        **{"memfd_create": 319, "memfd_secret": 447, "socketpair": 53, "io_uring_setup": 425},
+        "shmget": 29,
+        "semget": 64,
+        "msgget": 68,
+        "mq_open": 240,
+        "add_key": 248,
+        "vmsplice": 278,
+        "memfd_create": 319,
+        "memfd_secret": 447,
+        "socketpair": 53,
+        "io_uring_setup": 425,
     }
     answer = rehearsed(
         tmp_path,

@@ -313,6 +313,9 @@ def test_a_tiff_of_16_bits_in_which_0_is_white(tmp_path, photometric, first):
         ("caf\udce9", "is not UTF-8"),
         ("tab\there", "control character"),
         ("\u2028", "line break"),
+        ("cat ", "a blank at an end"),
+        ("c\u200bat", "cannot be seen"),
+        ("\u202etac", "cannot be seen"),
     ],
 )
 def test_a_class_name_that_no_file_of_labels_can_hold(tmp_path, name, told):
