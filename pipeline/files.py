@@ -1,8 +1,11 @@
 """Files that are complete or absent (written beside, then renamed), and records that reveal later changes."""
 
+import contextlib
 import glob
 import json
 import os
+import stat
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,8 +43,11 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     write_json(path, seal(record))
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
-    """Read a record of `write_record`. None if there is no such file, or if it is not as it was written."""
+def read_record(path: Path, shape: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """Read a record of `write_record`. None if there is no such file, or if it is not as it was written.
+
+    shape: what it must hold, name -> type, for records whose digest somebody may have computed anew.
+    """
     try:
         if not path.is_file():  # a named pipe would never end
             return None
@@ -50,7 +56,19 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict) or record.get(_DIGEST) != seal(record)[_DIGEST]:
         return None
+    if not all(isinstance(record.get(name), kind) for name, kind in (shape or {}).items()):
+        return None
     return record
+
+
+def refuse_odd_files(folder: Path) -> None:
+    """Check that a folder holds nothing but files and folders: to open a named pipe would take for ever. Raises
+    PipelineError."""
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            with contextlib.suppress(OSError):  # a broken link, or gone already
+                if not stat.S_ISREG(path.stat().st_mode):
+                    raise PipelineError(f"{path}: a pipe, a socket or a device; remove it from the run folder")
 
 
 def file_digest(path: Path) -> str:

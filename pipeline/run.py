@@ -96,7 +96,7 @@ def standing(run: Run) -> dict[str, Any]:
     record, its verdict `unfinished` before the gate."""
     harmed = [text for s in STAGES if (text := damage(s.name, run, gone_too=False))]
     path = run.folder / RESULT
-    result = read_record(path)
+    result = read_record(path, {"stages": list, "config": str})
     if path.is_file() and result is None:
         harmed.append(f"{RESULT} is damaged, or was edited")
     for text in harmed:

@@ -32,10 +32,12 @@ from models.language import SpecError, canonical_hash
 from pipeline import FORMAT
 from pipeline.config import BuildConfig, check_config
 from pipeline.errors import ChangedOutput, EnvironmentProblem, PipelineError
-from pipeline.files import file_digest, read_record, write_record, write_text
+from pipeline.files import file_digest, read_record, refuse_odd_files, write_record, write_text
 from pipeline.show.log import log
 
 MANIFEST, RESULT = "manifest.json", "result.json"
+_SHAPE = {"stage": str, "key": str, "final": bool, "outputs": dict, "seconds": float | int, "summary": dict}
+"""Of a stage's manifest, as far as this module reads it."""
 SCRATCH = "scratch"
 """In a stage's folder: what it goes on from after a kill, such as checkpoints; gone once the stage is complete."""
 _VERSIONS = ("edgebuild", "torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "optuna", "numpy")
@@ -116,7 +118,7 @@ class Run:
 
     def manifest(self, stage: str) -> dict[str, Any] | None:
         """The manifest of a stage. None if the stage is not done, or its manifest is damaged or of another version."""
-        manifest = read_record(self.path(stage, MANIFEST))
+        manifest = read_record(self.path(stage, MANIFEST), _SHAPE)
         return manifest if manifest and manifest.get("format") == FORMAT else None
 
     def output_hash(self, stage: str, name: str) -> str:
@@ -175,6 +177,7 @@ def open_run(folder: Path, config: BuildConfig, say: Say) -> Iterator[Run]:
             raise EnvironmentProblem(
                 f"{folder}: another edgebuild is at work on this run folder; wait for it, or give another --run-dir"
             ) from error
+        refuse_odd_files(folder)
         write_text(folder / "config.yaml", dump_yaml(config.model_dump(mode="json")))
 
         def told(text: str) -> None:

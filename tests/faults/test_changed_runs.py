@@ -1,7 +1,10 @@
 """A run folder of which something was changed: nothing that was found out about a file is said of another one."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -308,6 +311,27 @@ def test_files_that_were_cut_short_are_repaired_or_named(cli, inside, tiny, fold
     assert done.returncode in (0, 3), done.stderr
     assert "Traceback" not in done.stderr
     assert "verify: verify/manifest.json is damaged, or of another version: it is done again" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["log.txt", ".id", "study/study.db", "data/index.json"])
+def test_a_named_pipe_in_a_run_folder_is_named_and_not_waited_for(tiny, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    command = [sys.executable, "-m", "edgebuild", "search", "-c", str(tiny), "--run-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert f"{tmp_path / name}: a pipe, a socket or a device; remove it" in done.stderr
+
+
+@pytest.mark.parametrize("changed", [{"outputs": "x"}, {"summary": None}, {"seconds": "1"}, {"final": 1}])
+def test_a_manifest_of_another_shape_is_none_though_its_digest_was_computed_anew(tmp_path, changed):
+    run = Run(tmp_path, load_config("demo"), print)
+    whole = {"format": 1, "stage": "data", "key": "k", "final": True, "outputs": {}, "seconds": 1.5, "summary": {}}
+    (tmp_path / "data").mkdir()
+    write_record(tmp_path / "data/manifest.json", whole)
+    assert run.manifest("data")
+    write_record(tmp_path / "data/manifest.json", {**whole, **changed})
+    assert run.manifest("data") is None
 
 
 def test_what_is_asked_of_a_stage_that_is_not_there(tmp_path):
