@@ -66,7 +66,7 @@ def last_words(text: str) -> str:
     """The lines of a tool's output that say what went wrong."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("WARNING")]
     told = [line for line in lines if "rror" in line] or lines[-1:]
-    return " ".join(told[-2:])[:500]
+    return " ".join(told[-2:])[:500] or "it said nothing"
 
 
 def judge_step(name: str, answer: Answer, limits: Limits, checks: Checks) -> Step:

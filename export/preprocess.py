@@ -1,7 +1,9 @@
 """From an image file to the array that the network takes. The only way an image enters validation, test, parity and
 the bundle, which holds a copy of this file, byte for byte. Standard library, numpy and Pillow only."""
 
+import contextlib
 import os
+import threading
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +21,9 @@ _GREY = (114, 114, 114)
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 """Tags of TIFF."""
 _WHITE_IS_ZERO = 0
+_HUGE = 2**25
+_one_at_a_time = threading.Lock()
+"""Held while an image of more than _HUGE pixels is decoded, which may take two gigabytes."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # twice as many pixels are an ImageError
 
@@ -47,7 +52,11 @@ class Preprocess:
     def load(self, path: str | Path) -> np.ndarray:
         """uint8 array (size, size, 3), RGB. Raises ImageError naming the file and what is wrong with it."""
         try:
-            return self.resize(self.decode(path))
+            with Image.open(path, formats=DECODERS) as image:
+                self._draft(image)
+                huge = image.width * image.height > _HUGE
+                with _one_at_a_time if huge else contextlib.nullcontext():
+                    return self.resize(_upright(image))
         except Image.DecompressionBombError as error:
             raise ImageError(f"{path}: too many pixels to decode safely: {error}") from error
         except MemoryError as error:
@@ -59,9 +68,8 @@ class Preprocess:
         """RGB, upright. scaled: let a large JPEG be decoded at a fraction of its size. Raises what Pillow raises."""
         with Image.open(source, formats=DECODERS) as image:
             if scaled:
-                image.draft("RGB", (2 * self.size, 2 * self.size))
-            white = _white(image)
-            return _to_rgb(ImageOps.exif_transpose(image), white)
+                self._draft(image)
+            return _upright(image)
 
     def resize(self, image: Image.Image) -> np.ndarray:
         """uint8 array (size, size, 3) of a decoded image."""
@@ -69,6 +77,9 @@ class Preprocess:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def _draft(self, image: Image.Image) -> None:
+        image.draft("RGB", (2 * self.size, 2 * self.size))
 
     def _resize(self, image: Image.Image) -> Image.Image:
         target, resample = (self.size, self.size), _FILTERS[self.filter]
@@ -79,12 +90,20 @@ class Preprocess:
         return image.resize(target, resample)
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    white = _white(image)
+    return _to_rgb(ImageOps.exif_transpose(image), white)
+
+
 def _to_rgb(image: Image.Image, white: int) -> Image.Image:
     """white: see _white."""
     if image.mode.startswith("I"):  # more than 8 bits a pixel; convert() would clip at 255
-        values = np.asarray(image).astype(np.float32) * (255.0 / white)
-        values = values if white > 0 else 255 + values
-        image = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+        values = np.asarray(image).astype(np.float32)  # changed in place: it may be hundreds of megabytes
+        values *= 255.0 / white
+        values += 0 if white > 0 else 255
+        np.clip(np.rint(values, out=values), 0, 255, out=values)
+        image = Image.fromarray(values.astype(np.uint8))
+        del values
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")

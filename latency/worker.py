@@ -26,12 +26,14 @@ from latency.errors import InputError, LatencyError
 from latency.host import this_host
 from latency.lock import hold_lock
 from latency.records import ProcessRun, Subject
-from latency.runners import Session, open_session, random_input, runner
+from latency.runners import Session, open_session, runner
+from latency.runners.kernel import random_input
 from latency.sampling import Beat, Plan, Step, slow_down, take_turns, tick_ns, time_once, warm_up
 
 Answer = dict[str, Any]
 _controls: dict[tuple[str, int], Session] = {}
 """The control by runtime and threads: loaded once in a process."""
+_LEAST_MEMORY = 2**32
 _allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
@@ -48,14 +50,12 @@ def time_files(request: Answer, beat: Beat) -> Answer:
         _controls[key] = open_session(Path(request["control"]), first.runtime, "f32", first.threads)
     control = _step(_controls[key])
     warm_up(control, plan, beat=beat)
-    try:
+    with _in_our_words(first, "running"):
         steps = [
             slow_down(step, share, beat) if share else step
             for (_, step, _), share in zip(started, request["slowdowns"], strict=True)
         ]
         *taken, control_ms = take_turns([*steps, control], plan, beat=beat)
-    except Exception as error:  # a runtime may fail in its own words
-        raise LatencyError(f"{first.path}: {first.runtime} failed while running it: {error}") from error
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     runs = [
         ProcessRun(
@@ -75,18 +75,29 @@ def time_files(request: Answer, beat: Beat) -> Answer:
 def _start(subject: Subject, plan: Plan, beat: Beat) -> tuple[Session, Step, dict[str, Any]]:
     """Load, first inference, warm-up."""
     began = time.perf_counter_ns()
-    session = open_session(Path(subject.path), subject.runtime, subject.precision, subject.threads, subject.batch)
+    with _in_our_words(subject, "loading", InputError):
+        session = open_session(Path(subject.path), subject.runtime, subject.precision, subject.threads, subject.batch)
     load_ms = (time.perf_counter_ns() - began) / 1e6
     step = _step(session)
-    try:
+    with _in_our_words(subject, "running"):
         cold_ms = time_once(step)
         problem = _problem(step())
         warmup = warm_up(step, plan, beat=beat)
-    except Exception as error:  # a runtime may fail at the first inference in its own words
-        raise LatencyError(f"{subject.path}: {subject.runtime} failed while running it: {error}") from error
     if problem:
         raise InputError(f"{subject.path}: its output {problem}, so its time means nothing; export it again")
     return session, step, {"load_ms": load_ms, "cold_ms": cold_ms, "warmup": warmup}
+
+
+@contextlib.contextmanager
+def _in_our_words(subject: Subject, doing: str, kind: type[LatencyError] = LatencyError) -> Iterator[None]:
+    """A runtime fails in its own, with exceptions of any type."""
+    try:
+        yield
+    except LatencyError:
+        raise
+    except Exception as error:
+        told = str(error).strip() or type(error).__name__
+        raise kind(f"{subject.path}: {subject.runtime} failed while {doing} it: {told}") from error
 
 
 def _problem(output: object) -> str | None:
@@ -101,10 +112,7 @@ def _problem(output: object) -> str | None:
 
 
 def _step(session: Session) -> Step:
-    try:
-        images = random_input(session)
-    except (ValueError, MemoryError) as error:
-        raise InputError(f"an input of the shape {list(session.shape)} does not fit in memory: {error}") from error
+    images = random_input(session.shape, session.dtype)
     return lambda: session.infer(images)
 
 
@@ -137,9 +145,9 @@ def profile_file(request: Answer, beat: Beat) -> Answer:
     subject = Subject(**request["subjects"][0])
     _pin(subject.pin)
     path = Path(subject.path)
-    kernels = runner(subject.runtime, path, subject.precision).profile(
-        path, subject.precision, subject.threads, subject.batch, request["runs"]
-    )
+    profile = runner(subject.runtime, path, subject.precision).profile
+    with _in_our_words(subject, "profiling", InputError):
+        kernels = profile(path, subject.precision, subject.threads, subject.batch, request["runs"])
     return {"kernels": [asdict(k) for k in kernels]}
 
 
@@ -191,7 +199,17 @@ def _beats(answers: TextIO, silence_s: int | None) -> Beat:
     return beat
 
 
+def _bound_memory() -> None:
+    """To a part of the machine's: a small file may ask for all of it, and the system would end whatever else runs."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    allowed = max(_LEAST_MEMORY, machine // 4)
+    if most == resource.RLIM_INFINITY or allowed < most:
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed, most))
+
+
 def main() -> None:
+    _bound_memory()
     gc.disable()  # a collection inside a sample would be our time, not the model's
     with _private_stdout() as answers:
         for line in sys.stdin:

@@ -270,7 +270,7 @@ def _check(document: Any, source: str) -> None:
         raise SpecError(f"{source}: expected a mapping with the keys {', '.join(keys)}")
     _same_keys(document, keys, source)
     _check_shape(document, source)
-    if document["format"] != 1:
+    if document["format"] != 1 or not isinstance(document["format"], int) or document["format"] is True:
         raise SpecError(f"{source}: format: expected 1, got {document['format']!r}")
     _same_keys(document["hyper"], _HYPER, f"{source}: hyper")
     _same_keys(document["model"], _MODEL, f"{source}: model")
@@ -285,12 +285,19 @@ def _check(document: Any, source: str) -> None:
         where = f"{source}: module {module['name']}"
         if "type" not in module["params"]:
             raise SpecError(f"{where}: type: missing in params; a block of layers, or {PASS}")
+        for name in ("repeat", "stride"):
+            _check_values(module["params"].get(name, 1), "positive", f"{where}: {name}")
+        for name, choice in module["params"].items():
+            _check_two_if(name, choice, f"{where}: {name}")
         for kind in all_of(module["params"]["type"]) or []:
             if kind != PASS and kind not in module["layers"]:
                 raise SpecError(f"{where}: type {kind!r} has no entry in layers{nearest(kind, module['layers'])}")
         for kind, args in module["layers"].items():
             _check_layer(kind, args, module["params"], where)
-    for _, kind, args in document["head"]["layers"]:
+    if "classes" in document["head"]["params"]:
+        raise SpecError(f"{source}: head: classes: the data gives their number; remove it from params")
+    for repeat, kind, args in document["head"]["layers"]:
+        _check_values(repeat, "positive", f"{source}: head: {kind}: repeat")
         _check_layer(kind, args, {**document["head"]["params"], "classes": 1}, f"{source}: head")
 
 
@@ -411,6 +418,25 @@ def _check_layer(kind: str, args: list[Any], params: dict[str, Any], where: str)
             raise SpecError(
                 f"{where}: {kind}: {value} names no parameter{nearest(value[1:], params)}; known: {', '.join(params)}"
             )
+    for value, arg in zip(args, BLOCKS[kind].args, strict=False):
+        choice = params[value[1:]] if _is_reference(value) else value
+        _check_values(choice, arg.kind, f"{where}: {value[1:] if _is_reference(value) else kind}")
+
+
+def _check_values(choice: Any, kind: str, where: str) -> None:
+    """Refuse a choice that may be something else than the kind says."""
+    test, words = KINDS[kind]
+    for value in _ends(choice):
+        if not test(value):
+            raise SpecError(f"{where}: expected {words}, got {value!r}")
+
+
+def _check_two_if(name: str, choice: Any, where: str) -> None:
+    if isinstance(choice, dict) and "two_if" in choice:
+        if name != "stride":
+            raise SpecError(f"{where}: two_if: only a stride can have it")
+        if not KINDS["non_negative"][0](choice["two_if"]):
+            raise SpecError(f"{where}: two_if: expected {KINDS['non_negative'][1]}, got {choice['two_if']!r}")
 
 
 def _same_keys(mapping: Any, keys: tuple[str, ...], where: str) -> None:

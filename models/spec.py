@@ -237,6 +237,8 @@ def find_yaml(name: str | Path, folder: Path, what: str) -> Path:
         return shipped
     if path.is_dir():
         raise SpecError(f"{what} {str(name)!r}: a folder; give a YAML file")
+    if path.exists():
+        raise SpecError(f"{what} {str(name)!r}: a pipe or a device; write it to a file, and give that")
     known = sorted(p.stem for p in folder.glob("*.yaml"))
     raise SpecError(
         f"{what} {str(name)!r}: no such file, and no shipped one of that name{nearest(path.stem, known)}; "

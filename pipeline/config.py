@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -36,7 +37,17 @@ Batch = Annotated[int, Field(ge=1, le=65_536)]
 Operations = Annotated[int, Field(ge=0, le=100)]
 Alpha = Annotated[float, Field(ge=0, le=100)]
 Rate = Positive
-Bytes = Annotated[ByteSize, Field(gt=0, le=2**50)]
+
+
+def _whole_size(value: Any) -> Any:
+    """pydantic reads the beginning of a text and leaves the rest: 1 of 1,5GB."""
+    if isinstance(value, str) and not _SIZE.fullmatch(value):
+        raise PydanticCustomError("size", "expected a size, such as 500MB or 1.5GB")
+    return value
+
+
+_SIZE = re.compile(r"\s*(\d+|\d*\.\d+)\s*[A-Za-z]*\s*", re.ASCII)
+Bytes = Annotated[ByteSize, BeforeValidator(_whole_size), Field(gt=0, le=2**50)]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 Runtime = Literal["onnxruntime", "openvino"]
 Precision = Literal["f32", "bf16", "int8"]

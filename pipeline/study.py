@@ -96,6 +96,11 @@ def _told_of_damage(url: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        if "?" in url:  # its options go to the database's driver, which raises whatever it likes
+            raise PipelineError(
+                f"search.storage: {without_password(url)}: an option of the URL is wrong, or the study "
+                f"in it is damaged ({error!r:.200})"
+            ) from error
         raise EnvironmentProblem(
             f"search.storage: {without_password(url)}: the study in it is damaged ({error!r:.200}); {_SEARCH_AGAIN}"
         ) from error

@@ -75,13 +75,6 @@ def open_session(path: Path, runtime: str, precision: str, threads: int, batch: 
     return runner(runtime, path, precision).load(path, precision, threads, batch)
 
 
-def random_input(session: Session) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    if session.dtype == "uint8":
-        return rng.integers(0, 256, session.shape, dtype=np.uint8)
-    return rng.standard_normal(session.shape).astype(np.float32)
-
-
 def runtime_of(path: Path) -> str:
     """The runtime that a file is meant for, by its suffix."""
     known = {suffix: name for name, r in RUNNERS.items() for suffix in r.suffixes}

@@ -10,7 +10,7 @@ import numpy as np
 
 from latency.errors import InputError, LatencyError
 from latency.files import is_quantized
-from latency.runners.kernel import Kernel, fixed_shape
+from latency.runners.kernel import Kernel, fixed_shape, random_input
 
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 _PRECISION_OF = {"float": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
@@ -65,7 +65,7 @@ def profile(path: Path, precision: str, threads: int, batch: int | None, runs: i
         options.profile_file_prefix = str(Path(folder) / "profile")
         raw = _open(path, precision, options)
         session = OrtSession(raw, path, batch)
-        images = np.zeros(session.shape, session.dtype)
+        images = random_input(session.shape, session.dtype)
         for _ in range(2 * runs):
             session.infer(images)
         events = json.loads(Path(raw.end_profiling()).read_text())
@@ -121,8 +121,8 @@ def _open(path: Path, precision: str, options: Any) -> Any:
 
 _ORT_FORMAT = b"ORTM"
 """Bytes 4 to 8 of an .ort file (FlatBuffers' file identifier)."""
-_GRAPH, _NODE_OF_GRAPH = 7, 1
-"""Field numbers in onnx.proto: `graph` of ModelProto, `node` of GraphProto."""
+_GRAPH, _FUNCTION, _NODE_OF_GRAPH = 7, 25, 1
+"""Field numbers in onnx.proto: `graph` and `functions` of ModelProto, `node` of GraphProto."""
 _INPUT, _OUTPUT, _OPERATOR, _ATTRIBUTE = 1, 2, 4, 5
 """Field numbers in NodeProto."""
 _BODIES = (6, 11)
@@ -135,6 +135,8 @@ def _depends(model: bytes, output: str, source: str) -> bool:
     """Whether an output of an ONNX model depends on the values of an input, by the names in the file. If it does not, a
     runtime folds it into a constant, which takes no time."""
     made_from: dict[bytes, list[bytes]] = {}
+    if next(_fields(memoryview(model), _FUNCTION), None) is not None:
+        model = _inlined(model)
     for graph in _fields(memoryview(model), _GRAPH):
         for node in _fields(graph, _NODE_OF_GRAPH):
             used = [] if bytes(next(_fields(node, _OPERATOR), b"")) in _OF_THE_SHAPE else list(_names_used(node))
@@ -149,6 +151,14 @@ def _depends(model: bytes, output: str, source: str) -> bool:
             seen.add(name)
             waiting += made_from.get(name, [])
     return False
+
+
+def _inlined(model: bytes) -> bytes:
+    """The same model, its own functions written out where they are called."""
+    import onnx.inliner
+
+    inlined: bytes = onnx.inliner.inline_local_functions(onnx.load_model_from_string(model)).SerializeToString()
+    return inlined
 
 
 def _names_used(node: memoryview) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from latency.errors import InputError, LatencyError
-from latency.runners.kernel import Kernel, fixed_shape
+from latency.runners.kernel import Kernel, fixed_shape, random_input
 
 _HINTS = {"f32": "f32", "bf16": "bf16", "int8": "f32"}
 _DTYPES = {"u8": "uint8", "f32": "float32"}
@@ -51,7 +51,7 @@ gives it in whole microseconds, and none to those under one."""
 
 def profile(path: Path, precision: str, threads: int, batch: int | None, runs: int) -> list[Kernel]:
     session = OvSession(_compile(path, precision, threads, batch, profiled=True))
-    images = np.zeros(session.shape, session.dtype)
+    images = random_input(session.shape, session.dtype)
     for _ in range(runs):
         session.infer(images)
     took: defaultdict[str, float] = defaultdict(float)

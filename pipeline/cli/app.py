@@ -370,6 +370,9 @@ def main() -> None:
     if isinstance(sys.stderr, io.TextIOWrapper):
         raw = io.BufferedWriter(_Forgiving(sys.stderr.fileno(), "w", closefd=False))
         sys.stderr = io.TextIOWrapper(raw, sys.stderr.encoding, line_buffering=True)
+    if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdout.buffer, io.RawIOBase):
+        # As PYTHONUNBUFFERED has it, where Python does not see that the system took a part only.
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer), sys.stdout.encoding, line_buffering=True)
     for stream in (sys.stdout, sys.stderr):  # names may contain characters that the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

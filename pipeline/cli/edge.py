@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
@@ -64,6 +64,9 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show results a
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
+_OF_THE_SYSTEM = (errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE)
+
+
 def explain(error: BaseException) -> tuple[str, int] | None:
     """(what to tell the user, exit code) for an error that is expected; None for one that keeps its traceback."""
     from export.errors import ExportError, FormatError
@@ -94,6 +97,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return ("no folder for temporary files can be written: free some space, or name one in TMPDIR"), ENVIRONMENT
     if isinstance(error, OSError) and error.filename is not None:
         return f"{_printable(error.filename)}: {error.strerror}", ENVIRONMENT
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:  # a write does not know its file's name
+        return f"a file could not be read or written: {error.strerror}; what was finished is kept", ENVIRONMENT
     # torch's, of a GPU; and of a CPU, which is a plain RuntimeError
     no_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     if isinstance(error, MemoryError) or no_memory:
@@ -166,8 +171,7 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
         except typer.Exit:
             raise
         except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
-            for stream in (sys.stdout, sys.stderr):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            _discard(sys.stdout, sys.stderr)
             raise typer.Exit(_PIPE_CLOSED) from None
         except BaseException as error:
             _interrupted.clear()
@@ -176,6 +180,10 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
                 traceback.print_exc()
                 raise typer.Exit(ENVIRONMENT) from None
             typer.echo(f"edgebuild: {known[0]}", err=True)
+            try:
+                sys.stdout.flush()
+            except OSError:
+                _discard(sys.stdout)
             raise typer.Exit(known[1]) from None
         raise typer.Exit(code or 0)
 
@@ -184,6 +192,12 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
     wrapper.__signature__ = told.replace(parameters=[*told.parameters.values(), more])  # type: ignore[attr-defined]
     wrapper.__annotations__ = {**command.__annotations__, "quiet": QuietOption}
     return wrapper
+
+
+def _discard(*streams: TextIO) -> None:
+    """What could not be written: at its end Python would try once more, and end with a code of its own."""
+    for stream in streams:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 _PIPE_CLOSED = 128 + 13

@@ -5,6 +5,7 @@ a linear model on pixels could use, little that a small convolutional network ca
 about your photos.
 """
 
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -68,7 +69,9 @@ def write(folder: Path, seed: int = 0) -> None:
             target.mkdir(parents=True)
             for i in range(count):
                 image = draw(kind, np.random.default_rng([seed, s, k, i]))
-                image.save(target / f"{kind}-{i:03d}.jpg", quality=90)
+                encoded = io.BytesIO()  # Pillow does not see that what it writes to a file is cut short
+                image.save(encoded, "JPEG", quality=90)
+                (target / f"{kind}-{i:03d}.jpg").write_bytes(encoded.getvalue())
     partial.rename(folder)
 
 

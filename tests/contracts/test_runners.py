@@ -10,7 +10,8 @@ from onnx import TensorProto, helper
 from latency import runners
 from latency.errors import InputError
 from latency.machine import CONTROL
-from latency.runners import RUNNERS, open_session, random_input, runtime_of
+from latency.runners import RUNNERS, open_session, runtime_of
+from latency.runners.kernel import random_input
 from latency.sampling import Plan, take_turns, warm_up
 from tests.fakes import SCRIPTED, write_scripted
 
@@ -64,20 +65,20 @@ class TestRunner:
 
     def test_answers_alike_every_time(self, runtime, network):
         session = open_session(network, runtime, "f32", 1)
-        images = random_input(session)
+        images = random_input(session.shape, session.dtype)
         first = session.infer(images).copy()
         assert first.shape == (1, 64)
         np.testing.assert_array_equal(first, session.infer(images))
 
     def test_the_answer_is_of_the_image_given(self, runtime, network):
         session = open_session(network, runtime, "f32", 1)
-        images = random_input(session)
+        images = random_input(session.shape, session.dtype)
         first = session.infer(images).copy()
         assert not np.array_equal(first, session.infer(np.ascontiguousarray(images[..., ::-1])))
 
     def test_can_be_warmed_up_and_timed(self, runtime, network):
         session = open_session(network, runtime, "f32", 1)
-        images = random_input(session)
+        images = random_input(session.shape, session.dtype)
         plan, clock = Plan(samples=20), [session.clock] if runtime == "scripted" else []
         assert warm_up(lambda: session.infer(images), plan, *clock) >= 20
         (samples,) = take_turns([lambda: session.infer(images)], plan, *clock)
@@ -113,7 +114,7 @@ class TestRunner:
             open_session(file, runtime, "f32", 1)
         session = open_session(file, runtime, "f32", 1, batch=3)
         assert session.shape == (3, 4)
-        session.infer(random_input(session))
+        session.infer(random_input(session.shape, session.dtype))
 
     def test_refuses_another_batch_than_the_file_s(self, runtime, make):
         with pytest.raises(InputError, match="fixed at"):
@@ -133,7 +134,7 @@ class TestRunner:
 class TestRealRunner:
     def test_agrees_with_the_other_runtimes(self, name):
         sessions = [open_session(CONTROL, other, "f32", 1) for other in ("onnxruntime", name)]
-        a, b = (s.infer(random_input(s)).copy() for s in sessions)
+        a, b = (s.infer(random_input(s.shape, s.dtype)).copy() for s in sessions)
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
     def test_refuses_missing_external_data(self, name, tmp_path):

@@ -181,6 +181,23 @@ def test_an_interrupt_while_c_calls_python_back_is_one_line():
     assert "and one more" not in done.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["data demo {folder}", "config show -c demo > {folder}"])
+def test_a_file_that_may_not_grow_is_said_and_code_4(tmp_path, command, unbuffered):
+    """By a limit on the size of a file, which fails with another error than a full disk."""
+    told = f"{sys.executable} -m edgebuild {command.format(folder=tmp_path / 'x')}"
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 1; {told}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 4, done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "x").is_dir()
+
+
 def can_mount() -> bool:
     unshare = shutil.which("unshare")
     return bool(unshare) and subprocess.run([unshare, "-rm", "true"], capture_output=True).returncode == 0

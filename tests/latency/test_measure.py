@@ -259,7 +259,10 @@ def test_two_commands_queue_for_the_machine():
     assert all(earlier[1] <= later[0] for earlier, later in pairwise(spans))
 
 
-def test_trainings_share_the_machine():
+def test_trainings_share_the_machine(monkeypatch, tmp_path):
+    """On a lock of its own: with another test in the queue of the machine's, the second would wait for the first."""
+    monkeypatch.setattr("latency.lock.LOCK", tmp_path / "lock")
+    monkeypatch.setattr("latency.lock._QUEUE", tmp_path / "queue")
     with timing_lock(shared=True), timing_lock(shared=True):
         pass
 

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from latency.errors import InputError, LatencyError
 from latency.files import file_hash, model_files
-from latency.machine import Worker
+from latency.machine import CONTROL, Worker
 from latency.profile import profile, summarize
 from latency.records import Subject
 from latency.runners import open_session
@@ -118,7 +118,18 @@ def no_nodes_under_another_name(path):
     return no_nodes(path.with_suffix(".onnx")).rename(path.with_suffix(".pb"))
 
 
+def the_shape_alone_in_a_function(path):
+    """ConstantOfShape(Shape(x)), as a function of the model's own."""
+    nodes = [helper.make_node("Shape", ["a"], ["s"]), helper.make_node("ConstantOfShape", ["s"], ["b"])]
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+    function = helper.make_function("own", "Blank", ["a"], ["b"], nodes, opsets[:1])
+    graph = helper.make_graph([helper.make_node("Blank", ["x"], ["y"], domain="own")], "g", [value("x")], [value("y")])
+    onnx.save(helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=9), path)
+    return path
+
+
 NOTHING = {
+    the_shape_alone_in_a_function: "it computes nothing",
     folded: "it computes nothing",
     a_constant_beside_the_output: "it computes nothing",
     the_shape_alone: "it computes nothing",
@@ -133,6 +144,44 @@ def test_an_output_that_does_not_depend_on_the_input_is_not_timed(tmp_path, make
     path = make(tmp_path / "m.onnx")
     with Worker() as worker, pytest.raises(LatencyError, match=NOTHING[make]):
         worker.time([Subject.of(path, "onnxruntime")], QUICK)
+
+
+def a_huge_input(path):
+    shape = (1, 3, 40_000, 40_000)
+    return saved(path, [helper.make_node("Relu", ["x"], ["y"])], [value("x", shape)], [value("y", shape)])
+
+
+def a_huge_constant(path):
+    """12 GB of zeros, in a file of some hundred bytes."""
+    size = numpy_helper.from_array(np.array([3_000_000_000], np.int64), "n")
+    nodes = [helper.make_node("ConstantOfShape", ["n"], ["c"]), helper.make_node("ReduceSum", ["c"], ["s"])]
+    nodes.append(helper.make_node("Add", ["x", "s"], ["y"]))
+    return saved(path, nodes, [value("x")], [value("y")], [size])
+
+
+def an_output_that_numpy_does_not_know(path):
+    node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.BFLOAT16)
+    return saved(path, [node], [value("x")], [value("y", (1, 8), TensorProto.BFLOAT16)])
+
+
+def an_input_whose_name_is_no_text(path):
+    saved(path, [helper.make_node("Relu", ["xxxx"], ["y"])], [value("xxxx")], [value("y")])
+    path.write_bytes(path.read_bytes().replace(b"xxxx", b"x\xff\xfex"))
+    return path
+
+
+ODD = [a_huge_input, a_huge_constant, an_output_that_numpy_does_not_know, an_input_whose_name_is_no_text]
+
+
+@pytest.mark.parametrize("make", ODD, ids=lambda make: make.__name__)
+def test_what_a_runtime_cannot_do_is_told_with_the_file_and_the_worker_lives_on(tmp_path, make):
+    subject = Subject.of(make(tmp_path / "m.onnx"), "onnxruntime")
+    with Worker() as worker:
+        for ask in (lambda: worker.time([subject], QUICK), lambda: worker.profile(subject, 2)):
+            with pytest.raises(LatencyError, match=r"m\.onnx|elements; give a smaller batch") as caught:
+                ask()
+            assert "died" not in str(caught.value)
+        assert worker.time([Subject.of(CONTROL, "onnxruntime")], QUICK)
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

@@ -176,6 +176,21 @@ REFUSED = {
     "an empty choice": (lambda d: d["hyper"].update(batch=[]), "hyper.batch: an empty list"),
     "a type without a layer": (lambda d: d["modules"][0]["params"].update(type=["Fire"]), "type 'Fire' has no entry"),
     "another format": (lambda d: d.update(format=2), "format: expected 1, got 2"),
+    "a format that is true": (lambda d: d.update(format=True), "format: expected 1, got True"),
+    "a stride in words": (lambda d: d["modules"][0]["params"].update(stride=["1", 2]), "stride: expected a whole"),
+    "a stride of nothing": (lambda d: d["modules"][0]["params"].update(stride=[None, 2]), "stride: expected a whole"),
+    "an endless repeat": (lambda d: d["modules"][0]["params"].update(repeat=10**30), "repeat: expected a whole"),
+    "channels in words": (lambda d: d["modules"][0]["params"].update(out=["wide"]), "out: expected a whole number"),
+    "a repeat of the head that is none": (lambda d: d["head"]["layers"][0].__setitem__(0, "$x"), "repeat: expected"),
+    "classes of its own": (lambda d: d["head"]["params"].update(classes=3), "the data gives their number"),
+    "a two_if in words": (
+        lambda d: d["modules"][0]["params"].update(stride={"choices": [1, 2], "two_if": "x"}),
+        "two_if: expected a whole number",
+    ),
+    "a two_if of what is no stride": (
+        lambda d: d["modules"][0]["params"].update(repeat={"choices": [1, 2], "two_if": 0}),
+        "two_if: only a stride can have it",
+    ),
 }
 
 
@@ -207,6 +222,8 @@ def test_the_config_may_replace_any_choice_by_its_name():
         ({"m5/typ": ["Conv"]}, "no parameter 'm5/typ' (did you mean 'm5/type'?)"),
         ({"m5/type": ["Fire"]}, "type 'Fire' has no entry in layers"),
         ({"m5/type": []}, "an empty list leaves nothing to choose"),
+        ({"m1/stride": ["1", None]}, "stride: expected a whole number of at least 1, got '1'"),
+        ({"m5/out": [16.5]}, "out: expected a whole number of at least 1, got 16.5"),
     ],
 )
 def test_a_choice_that_cannot_be_is_refused(values, text):

@@ -67,6 +67,13 @@ REFUSED = {
         2,
         "--disk much: expected a size such as 500MB or 1GiB",
     ),
+    "a size of which the beginning is one": (
+        ["preflight", ".", "--memory", "1,5GB"],
+        2,
+        "--memory 1,5GB: expected a size",
+    ),
+    "a size with a sum behind it": (["config", "show", "-c", "demo", "--set", "limits.size=2GB+1"], 2, "got '2GB+1'"),
+    "a range of sizes": (["config", "show", "-c", "demo", "--set", "limits.size=100-200MB"], 2, "got '100-200MB'"),
     "an unknown format": (["export", "--format", "onx", "--run-dir", "r"], 2, "--format onx: expected some of onnx"),
     "a checkpoint of nothing": (
         ["export", "--checkpoint", "none.safetensors"],

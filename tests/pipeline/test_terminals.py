@@ -42,9 +42,10 @@ def test_closed_streams(close):
     assert b"code 0" in done.stdout
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", ["--help", "model show cpu_small"])
-def test_a_full_disk_behind_stdout(command):
-    done = shell(f"$EDGEBUILD {command} > /dev/full; echo code $?")
+def test_a_full_disk_behind_stdout(command, unbuffered):
+    done = shell(f"$EDGEBUILD {command} > /dev/full; echo code $?", PYTHONUNBUFFERED=unbuffered)
     assert b"Traceback" not in done.stderr
     assert b"code 4" in done.stdout
     assert b"the disk is full" in done.stderr
