@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from latency.errors import InputError, LatencyError
 from latency.files import is_quantized
+from latency.runners.graph import depends
 from latency.runners.kernel import Kernel, fixed_shape, random_input
 
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
@@ -32,7 +33,7 @@ class OrtSession:
         content = path.read_bytes()
         first = outputs[0].name if outputs else only.name
         # An .ort file has another format, and is made from an .onnx file.
-        if first == only.name or not (content[4:8] == _ORT_FORMAT or _depends(content, first, only.name)):
+        if first == only.name or not (content[4:8] == _ORT_FORMAT or depends(content, first, only.name)):
             raise InputError(
                 f"{path}: it computes nothing: its first output does not depend on its input; export it again"
             )
@@ -121,86 +122,6 @@ def _open(path: Path, precision: str, options: Any) -> Any:
 
 _ORT_FORMAT = b"ORTM"
 """Bytes 4 to 8 of an .ort file (FlatBuffers' file identifier)."""
-_GRAPH, _FUNCTION, _NODE_OF_GRAPH = 7, 25, 1
-"""Field numbers in onnx.proto: `graph` and `functions` of ModelProto, `node` of GraphProto."""
-_INPUT, _OUTPUT, _OPERATOR, _ATTRIBUTE = 1, 2, 4, 5
-"""Field numbers in NodeProto."""
-_BODIES = (6, 11)
-"""Field numbers in AttributeProto: `g`, one graph, and `graphs`, several."""
-_OF_THE_SHAPE = (b"Shape", b"Size")
-"""Operators whose output does not depend on the values of their input."""
-
-
-def _depends(model: bytes, output: str, source: str) -> bool:
-    """Whether an output of an ONNX model depends on the values of an input, by the names in the file. If it does not, a
-    runtime folds it into a constant, which takes no time."""
-    made_from: dict[bytes, list[bytes]] = {}
-    if next(_fields(memoryview(model), _FUNCTION), None) is not None:
-        model = _inlined(model)
-    for graph in _fields(memoryview(model), _GRAPH):
-        for node in _fields(graph, _NODE_OF_GRAPH):
-            used = [] if bytes(next(_fields(node, _OPERATOR), b"")) in _OF_THE_SHAPE else list(_names_used(node))
-            made_from |= {bytes(name): used for name in _fields(node, _OUTPUT)}
-    seen: set[bytes] = set()
-    waiting = [output.encode()]
-    while waiting:
-        name = waiting.pop()
-        if name == source.encode():
-            return True
-        if name not in seen:
-            seen.add(name)
-            waiting += made_from.get(name, [])
-    return False
-
-
-def _inlined(model: bytes) -> bytes:
-    """The same model, its own functions written out where they are called."""
-    import onnx.inliner
-
-    inlined: bytes = onnx.inliner.inline_local_functions(onnx.load_model_from_string(model)).SerializeToString()
-    return inlined
-
-
-def _names_used(node: memoryview) -> Iterator[bytes]:
-    """The inputs of a node, and those of the nodes in its body, which may use names of the graph around it."""
-    yield from (bytes(name) for name in _fields(node, _INPUT))
-    for attribute in _fields(node, _ATTRIBUTE):
-        for field, body in _parts(attribute):
-            if field in _BODIES:
-                for inner in _fields(body, _NODE_OF_GRAPH):
-                    yield from _names_used(inner)
-
-
-def _fields(message: memoryview, number: int) -> Iterator[memoryview]:
-    return (content for field, content in _parts(message) if field == number)
-
-
-def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """(field number, content) of each field of a protobuf message, which the runtime has already parsed."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        kind, length = tag & 7, 0
-        if kind == 0:
-            _, end = _varint(message, at)
-        elif kind == 2:
-            length, at = _varint(message, at)
-            end = at + length
-        else:
-            end = at + (8 if kind == 1 else 4)
-        yield tag >> 3, message[at:end]
-        at = end
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The number at `at`, and the position after it."""
-    number = shift = 0
-    while True:
-        byte = message[at]
-        number |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return number, at
 
 
 def _precision(args: dict[str, Any]) -> str:
