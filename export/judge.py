@@ -26,7 +26,7 @@ figures of the manifest, which its packer could choose."""
 _EXCESSES = {
     "memory": ("memory", "fail", "its processes held half of this machine's memory"),
     "tasks": ("memory", "fail", f"it had over {MAX_TASKS} processes and threads"),
-    "host": ("memory", "inconclusive", "this machine was almost out of memory, whoever held it"),
+    "host": ("memory", "inconclusive", "this machine was almost out of memory"),
 }
 _SCORE = 1e-4
 """Allowed difference of a score; tables show six digits."""
@@ -210,7 +210,7 @@ def judge_others(manifest: Manifest, classes: dict[str, str], rows: Sequence[Row
     told = f"{right} of {len(rows)} images that are not recorded get the class of their folder; accuracy {claimed:.3f}"
     unlikely = binomtest(right, len(rows), claimed, alternative="less").pvalue < _UNLIKELY
     if unlikely:
-        told = f"{told} is claimed: these are harder, or those recorded were chosen"
+        told = f"{told} is claimed. These images are harder, or the recorded ones were hand-picked"
     checks.say("other images", "inconclusive" if unlikely else "pass", told if unlikely else f"{told} is claimed")
 
 

@@ -128,7 +128,7 @@ def _white(image: Image.Image) -> int:
 
 
 def has_several_frames(path: str | Path) -> bool:
-    """Whether it is an animation, or has several pages; the first is what is decoded. Raises what Pillow raises."""
+    """Return whether an image is animated or has several pages. Raises whatever Pillow raises."""
     with Image.open(path, formats=DECODERS) as image:
         return bool(getattr(image, "is_animated", False))
 

@@ -47,7 +47,7 @@ def check_unchanged(path: Path, sample: Sample) -> None:
 class Index:
     """What was found under `root`, which in a file of an index is relative to it where the images lie beside it.
     skipped: path -> why it cannot be used. passed_over: reason -> {"count", "examples"} of what is no image of a class.
-    noted: what one should know of images that are used -> their paths."""
+    noted: what the user should know about images that are used -> their paths."""
 
     root: str
     classes: tuple[str, ...]
@@ -164,7 +164,7 @@ def contradictions(index: Index) -> list[list[str]]:
 
 
 def alike_classes(index: Index) -> list[list[str]]:
-    """Groups of classes whose names differ in nothing but case."""
+    """Return groups of classes whose names differ only in case."""
     by_name: dict[str, list[str]] = defaultdict(list)
     for name in index.classes:
         by_name[name.casefold()].append(name)
@@ -238,9 +238,9 @@ def _read_all(root: Path, classes: tuple[str, ...], files: dict[str, list[tuple[
         try:
             seen = _PROBE.load(path)
             if seen.max() < _DARK or np.ptp(seen.reshape(-1, 3), axis=0).max() < _FLAT:
-                noted["nearly black, or of one colour"].append(relative)
+                noted["are nearly black or of a single colour"].append(relative)
             if has_several_frames(path):
-                noted["of several frames or pages, of which the first is used"].append(relative)
+                noted["have several frames or pages; only the first is used"].append(relative)
             digest = sha256(path)
         except (ImageError, OSError) as error:
             return relative, str(error)

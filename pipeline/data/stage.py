@@ -35,7 +35,7 @@ def _data(run: Run, work: Path) -> dict[str, Any]:
     for what, paths in index.noted.items():
         run.say(f"data: {len(paths)} images {what} ({', '.join(paths[:3])})")
     for names in alike_classes(index):
-        run.say(f"data: {' and '.join(names)} are classes of their own: their names differ in case alone")
+        run.say(f"data: the classes {' and '.join(names)} differ only in case; they are kept separate")
     if several := contradictions(index):
         run.say(f"data: {len(several)} images have several labels, such as {' and '.join(several[0][:2])}")
     for split, count in repeated(index).items():

@@ -240,8 +240,8 @@ def _class_name(folder: Path) -> str:
         )
     if name != name.strip() or any(unicodedata.category(c) == "Cf" and c not in _JOINERS for c in name):
         raise PipelineError(
-            f"{folder.parent}: the folder {shown} has a blank at an end of its name, or a character that cannot be "
-            "seen, so it looks like another class: rename it"
+            f"{folder.parent}: the name of the folder {shown} starts or ends with whitespace, or contains an "
+            "invisible character: rename it"
         )
     return name
 

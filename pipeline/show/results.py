@@ -186,7 +186,7 @@ def show_data(result: dict[str, Any]) -> None:
     for what, paths in result["noted"].items():
         put(f"{len(paths)} images {what} ({', '.join(paths[:3])})")
     for names in result["alike_classes"]:
-        put(f"{' and '.join(names)} are classes of their own: their names differ in case alone")
+        put(f"the classes {' and '.join(names)} differ only in case; they are kept separate")
     for paths in result["contradictions"][:_MOST_GROUPS]:
         put(f"the same file under several labels: {' and '.join(paths[:3])}")
     _show_likeness(result)

@@ -277,7 +277,7 @@ def test_images_that_show_next_to_nothing_are_named(tmp_path):
     Image.fromarray((ramp * 65535).astype(np.uint16)).save(root / "train/a/sixteen-bits.png")
     Image.fromarray(ramp.astype(np.float32)).save(root / "train/a/float.tif")
     index = scan(root, 0)
-    dark = index.noted["nearly black, or of one colour"]
+    dark = index.noted["are nearly black or of a single colour"]
     assert "train/a/twelve-bits.png" in dark
     assert "train/a/000.png" in dark  # of one colour
     assert "train/a/sixteen-bits.png" not in dark
@@ -291,8 +291,8 @@ def test_images_of_several_frames_and_classes_alike_but_for_case_are_named(insid
         frames[0].save(root / f"train/b/moving.{suffix}", save_all=True, append_images=frames[1:])
     done = inside("data", "check", root)
     assert done.returncode == 0, done.stderr
-    assert "4 images of several frames or pages, of which the first is used (train/b/moving.gif" in done.stdout
-    assert "A and a are classes of their own: their names differ in case alone" in done.stdout
+    assert "4 images have several frames or pages; only the first is used (train/b/moving.gif" in done.stdout
+    assert "the classes A and a differ only in case; they are kept separate" in done.stdout
 
 
 @pytest.mark.parametrize(("photometric", "first"), [(1, 0), (0, 255)])
@@ -313,9 +313,9 @@ def test_a_tiff_of_16_bits_in_which_0_is_white(tmp_path, photometric, first):
         ("caf\udce9", "is not UTF-8"),
         ("tab\there", "control character"),
         ("\u2028", "line break"),
-        ("cat ", "a blank at an end"),
-        ("c\u200bat", "cannot be seen"),
-        ("\u202etac", "cannot be seen"),
+        ("cat ", "whitespace"),
+        ("c\u200bat", "invisible character"),
+        ("\u202etac", "invisible character"),
     ],
 )
 def test_a_class_name_that_no_file_of_labels_can_hold(tmp_path, name, told):
