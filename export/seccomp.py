@@ -1,7 +1,7 @@
 """The system calls that the sandbox forbids: keyrings, namespaces, mounts, sockets, and memory of no process.
 
 The filter is a classic BPF program, as `seccomp(2)` and `linux/filter.h` describe it. Forbidden calls fail as if the
-kernel lacked them (ENOSYS), so libraries fall back to others.
+kernel lacked them (ENOSYS), so libraries fall back to others; sockets fail as if the network were down (ENETDOWN).
 """
 
 import contextlib
@@ -58,7 +58,8 @@ _NEW_NAMESPACES = 0x7E020000 | 0x00000080
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER_AT, _ARCHITECTURE_AT, _FIRST_AT = 0, 4, 16
 """Offsets in struct seccomp_data. The low half of the first argument: the flags of clone, the family of socket."""
-_ALLOW, _KILL, _FAIL = 0x7FFF0000, 0x80000000, 0x00050000 | errno.ENOSYS
+_ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
+_FAIL, _NO_NETWORK = _ERROR | errno.ENOSYS, _ERROR | errno.ENETDOWN
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 
 
@@ -73,21 +74,22 @@ def program(network: bool) -> bytes | None:
     def step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
         return struct.pack("=HBBI", code, if_true, if_false, value)
 
-    # Jumps count the steps that are passed over; the last three return.
+    # Jumps count the steps that are passed over; the last four return.
     families = _INTERNET if network else ()
     calls, known = len(numbers), len(families)
     steps = [
         step(_LOAD, _ARCHITECTURE_AT),
-        step(_EQUAL, _ARCHITECTURES[machine], 0, calls + known + 9),
+        step(_EQUAL, _ARCHITECTURES[machine], 0, calls + known + 10),
         step(_LOAD, _NUMBER_AT),
-        step(_AT_LEAST, _X32, calls + known + 7, 0),
-        *(step(_EQUAL, number, calls + known - i + 4, 0) for i, number in enumerate(numbers)),
+        step(_AT_LEAST, _X32, calls + known + 8, 0),
+        *(step(_EQUAL, number, calls + known - i + 5, 0) for i, number in enumerate(numbers)),
         step(_EQUAL, _CLONE[machine], 0, 2),
         step(_LOAD, _FIRST_AT),
-        step(_ANY_BIT, _NEW_NAMESPACES, known + 2, known + 3),
-        step(_EQUAL, _SOCKET[machine], 0, known + 2),
+        step(_ANY_BIT, _NEW_NAMESPACES, known + 3, known + 4),
+        step(_EQUAL, _SOCKET[machine], 0, known + 3),
         step(_LOAD, _FIRST_AT),
-        *(step(_EQUAL, family, known - i, 0) for i, family in enumerate(families)),
+        *(step(_EQUAL, family, known - i + 1, 0) for i, family in enumerate(families)),
+        step(_RETURN, _NO_NETWORK),
         step(_RETURN, _FAIL),
         step(_RETURN, _ALLOW),
         step(_RETURN, _KILL),

@@ -154,7 +154,7 @@ SPOILED = {
     a_hash_of_another_wheel: ("dependencies", "none of the hashes of the lock"),
     newer_ir: ("model", "99"),
     nan_outputs: ("outputs", "not finite"),
-    reaches_for_the_network: ("golden", "unreachable"),
+    reaches_for_the_network: ("golden", "Network is down"),
 }
 
 
