@@ -172,7 +172,7 @@ def _claims(folder: Path, manifest: Manifest, checks: Checks) -> None:
             wrong(f"the latency is of another file or setting: {name} {timed} was timed, {packed} is packed")
     if runtime_of(Path(model.path)) != model.runtime:
         wrong(f"{model.path} is no file for {model.runtime}")
-    if is_quantized(folder / model.path) != (model.precision == "int8"):
+    if is_quantized((folder / model.path).read_bytes()) != (model.precision == "int8"):
         wrong(f"the precision is claimed as {model.precision}; what {model.path} holds says otherwise")
     if claims.latency.processes < LEAST_PROCESSES:
         wrong(f"a bound of 99 % is claimed from {claims.latency.processes} processes; it needs {LEAST_PROCESSES}")

@@ -78,7 +78,8 @@ def judge_step(name: str, answer: Answer, limits: Limits, checks: Checks) -> Ste
     if answer.disk_full or "No space left on device" in said:
         checks.stop("disk", "fail", f"{limits.disk / 1e6:.0f} MB are not enough: full at the step '{name}'")
     if answer.exceeded:
-        checks.stop(*_EXCESSES[answer.exceeded][:2], f"'{name}' was ended: {_EXCESSES[answer.exceeded][2]}")
+        check, verdict, told = _EXCESSES[answer.exceeded]
+        checks.stop(check, verdict, f"'{name}' was ended: {told}")
     if step is None:
         checks.stop(name, "fail", f"it was not done: {last_words(said)}")
     if step.code is None:
@@ -207,11 +208,13 @@ def judge_others(manifest: Manifest, classes: dict[str, str], rows: Sequence[Row
         checks.stop("F1", "fail", "predict.py did not label all photos")
     right = sum(row.label == classes[row.path] for row in rows)
     claimed = manifest.evidence.quality.accuracy
-    told = f"{right} of {len(rows)} images that are not recorded get the class of their folder; accuracy {claimed:.3f}"
-    unlikely = binomtest(right, len(rows), claimed, alternative="less").pvalue < _UNLIKELY
-    if unlikely:
-        told = f"{told} is claimed. These images are harder, or the recorded ones were hand-picked"
-    checks.say("other images", "inconclusive" if unlikely else "pass", told if unlikely else f"{told} is claimed")
+    told = f"{right} of {len(rows)} images that are not recorded get the class of their folder; "
+    told += f"accuracy {claimed:.3f} is claimed"
+    if binomtest(right, len(rows), claimed, alternative="less").pvalue < _UNLIKELY:
+        told += ". These images are harder, or the recorded ones were hand-picked"
+        checks.say("other images", "inconclusive", told)
+    else:
+        checks.say("other images", "pass", told)
 
 
 _UNLIKELY = 0.01

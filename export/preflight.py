@@ -172,14 +172,17 @@ def _show(photos: Sequence[Path], manifest: Manifest, folder: Path) -> _Photos:
         return inside[photo]
 
     known = {digest for digest, *_ in manifest.recorded}
+    classes = set(manifest.classes)
     recorded: dict[str, Path] = {}
+    folders: dict[str, str] = {}
     beside: list[tuple[Path, str]] = []
     for photo in photos:
-        folder_of = unicodedata.normalize("NFC", photo.parent.name)
-        if (digest := sha256(photo)) in known:
-            recorded.setdefault(digest, photo)
-        elif folder_of in manifest.classes:
-            beside.append((photo, folder_of))
+        name = unicodedata.normalize("NFC", photo.parent.name)
+        if (digest := sha256(photo)) not in known:
+            if name in classes:
+                beside.append((photo, name))
+        elif digest not in recorded:
+            recorded[digest], folders[digest] = photo, name
     preprocess = Preprocess(_READ_AT)  # not at the size that a stranger's manifest names
 
     def is_readable(photo: Path) -> bool:
@@ -196,7 +199,6 @@ def _show(photos: Sequence[Path], manifest: Manifest, folder: Path) -> _Photos:
     again = {show(photo): digest for digest, photo in chance.sample(list(recorded.items()), min(count, len(recorded)))}
     some = chance.sample(beside, min(count, OTHER_IMAGES, len(beside)))
     others = {show(photo): name for photo, name in some if is_readable(photo)}
-    folders = {digest: unicodedata.normalize("NFC", photo.parent.name) for digest, photo in recorded.items()}
     return _Photos(again, folders, others, timed, len(photos))
 
 

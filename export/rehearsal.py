@@ -31,7 +31,7 @@ OUT = Path("/out")
 ENV = DISK / "env"
 _PIP = (str(ENV / "bin/python"), "-I", "-m", "pip", "--isolated")
 _TAIL = 2000
-_LAST_WORDS_S = 5
+LAST_WORDS_S = 5
 MAX_OUTPUT_BYTES = 2**24
 _FULL = 2**18
 """A disk with fewer free bytes than this was full: a write that fails for lack of space leaves a few."""
@@ -63,8 +63,9 @@ class Watch:
         found = os.statvfs(DISK)
         self.size, self.peak, self.exceeded = found.f_blocks * found.f_frsize, 0, ""
         # The disk is a tmpfs, so it uses memory too, up to its own size.
-        self._allowed = max(_LEAST_MEMORY, _memory_of_machine("MemTotal") - self.size) // 2
-        self._shared_before = _memory_of_machine("Shmem")
+        machine = _memory_of_machine()
+        self._allowed = max(_LEAST_MEMORY, machine["MemTotal"] - self.size) // 2
+        self._shared_before = machine["Shmem"]
         threading.Thread(target=self._watch, daemon=True).start()
 
     def used(self) -> int:
@@ -84,7 +85,8 @@ class Watch:
     def _excess(self) -> str:
         """What the processes hold: what is resident, their page tables, and shared memory of the machine that is not on
         the disk. A process can hold shared memory that counts as resident in none (pages that it has dropped)."""
-        shared = _memory_of_machine("Shmem") - self._shared_before - self.used()
+        machine = _memory_of_machine()
+        shared = machine["Shmem"] - self._shared_before - self.used()
         held = tasks = 0
         for entry in os.scandir("/proc"):
             if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -96,13 +98,12 @@ class Watch:
             return "memory"
         if tasks > MAX_TASKS:
             return "tasks"
-        left = _memory_of_machine("MemAvailable") / _memory_of_machine("MemTotal")
-        return "host" if left < _LEAST_LEFT else ""
+        return "host" if machine["MemAvailable"] < _LEAST_LEFT * machine["MemTotal"] else ""
 
 
-def _memory_of_machine(name: str) -> int:
-    """Bytes, by a name in /proc/meminfo."""
-    return _numbers(Path("/proc/meminfo"))[name] * 1024
+def _memory_of_machine() -> dict[str, int]:
+    """Return the figures of /proc/meminfo in bytes, by name."""
+    return {name: kib * 1024 for name, kib in _numbers(Path("/proc/meminfo")).items()}
 
 
 def _numbers(path: Path) -> dict[str, int]:
@@ -153,7 +154,7 @@ def run(command: list[str], memory: int | None, timeout_s: float | None, out: Pa
     with contextlib.suppress(ChildProcessError):
         while True:  # reap what it left behind
             os.wait()
-    listener.join(_LAST_WORDS_S)
+    listener.join(LAST_WORDS_S)
     process.returncode = os.waitstatus_to_exitcode(status)
     late = timeout_s is not None and seconds >= timeout_s and process.returncode < 0
     return {

@@ -34,7 +34,6 @@ _NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/gai.co
 _STARTS_S = 60
 _FETCH_DISK = 2**32
 _SAID = 4000
-_LAST_WORDS_S = 5
 _MAX_ANSWER_BYTES = 8 * rehearsal.MAX_OUTPUT_BYTES
 """JSON escapes may take six characters for one byte."""
 PIP_OPTIONS = (
@@ -148,7 +147,7 @@ class Sandbox:
             raise SandboxBroken(f"'{do}' was not done within {within_s:.0f} s, and did not end when it should")
         if not line.endswith(b"\n"):
             self.close()
-            self._listener.join(_LAST_WORDS_S)
+            self._listener.join(rehearsal.LAST_WORDS_S)
             said = self._said.decode(errors="replace").strip()
             raise SandboxBroken(f"it ended at '{do}', or said far too much: {said[-500:] or 'without a word'}")
         try:

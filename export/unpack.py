@@ -133,6 +133,7 @@ def _extract(archive: Path, stream: _Bounded, folder: Path, max_bytes: int) -> l
     """Names of the files below the archive's top folder."""
     total = 0
     names: list[str] = []
+    seen: set[str] = set()
     with tarfile.open(fileobj=stream, mode="r:") as packed:
         for count, member in enumerate(packed):
             if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse() or member.size < 0:
@@ -150,7 +151,8 @@ def _extract(archive: Path, stream: _Bounded, folder: Path, max_bytes: int) -> l
                 raise BadArchive(f"{member.name!r} in the archive reaches outside of its folder")
             if not re.fullmatch(PLAIN, parts[0]):
                 raise BadArchive(f"{archive}: its folder is called {parts[0]!r}; give it a plain name")
-            if (name := "/".join(parts[1:])).lower() in {n.lower() for n in names}:
+            name = "/".join(parts[1:])
+            if name.lower() in seen:
                 raise BadArchive(f"{archive}: holds {name!r} twice, or under names that differ in case alone")
             target = folder.joinpath(*parts)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -159,4 +161,5 @@ def _extract(archive: Path, stream: _Bounded, folder: Path, max_bytes: int) -> l
             with content, target.open("xb") as file:
                 shutil.copyfileobj(content, file, _MAX_READ // 2)
             names.append(name)
+            seen.add(name.lower())
     return names

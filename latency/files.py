@@ -59,7 +59,6 @@ _QUANTIZED = (b"QuantizeLinear", b"QLinear", b"ConvInteger", b"MatMulInteger", b
 """Operators of ONNX, whose names .ort files hold as well, and of OpenVINO's IR."""
 
 
-def is_quantized(path: Path) -> bool:
-    """Whether a model file names an operator that computes in 8 bits, or that a runtime turns into such."""
-    content = path.read_bytes()
+def is_quantized(content: bytes) -> bool:
+    """Return whether a model file names an operator that computes in 8 bits, or that a runtime turns into one."""
     return any(name in content for name in _QUANTIZED)

@@ -277,16 +277,14 @@ def _check(document: Any, source: str) -> None:
     for where, _, choice in _choices(document):
         _check_choice(choice, f"{source}: {where}")
     for part, expected in (("hyper", _HYPER_VALUES), ("model", dict.fromkeys(_MODEL, KINDS["ratio"]))):
-        for name, (test, words) in expected.items():
-            for value in _ends(document[part][name]):
-                if not test(value):
-                    raise SpecError(f"{source}: {part}.{name}: expected {words}, got {value!r}")
+        for name, kind in expected.items():
+            _check_values(document[part][name], kind, f"{source}: {part}.{name}")
     for module in document["modules"]:
         where = f"{source}: module {module['name']}"
         if "type" not in module["params"]:
             raise SpecError(f"{where}: type: missing in params; a block of layers, or {PASS}")
         for name in ("repeat", "stride"):
-            _check_values(module["params"].get(name, 1), "positive", f"{where}: {name}")
+            _check_values(module["params"].get(name, 1), KINDS["positive"], f"{where}: {name}")
         for name, choice in module["params"].items():
             _check_two_if(name, choice, f"{where}: {name}")
         for kind in all_of(module["params"]["type"]) or []:
@@ -297,7 +295,7 @@ def _check(document: Any, source: str) -> None:
     if "classes" in document["head"]["params"]:
         raise SpecError(f"{source}: head: classes: the data gives their number; remove it from params")
     for repeat, kind, args in document["head"]["layers"]:
-        _check_values(repeat, "positive", f"{source}: head: {kind}: repeat")
+        _check_values(repeat, KINDS["positive"], f"{source}: head: {kind}: repeat")
         _check_layer(kind, args, {**document["head"]["params"], "classes": 1}, f"{source}: head")
 
 
@@ -420,12 +418,12 @@ def _check_layer(kind: str, args: list[Any], params: dict[str, Any], where: str)
             )
     for value, arg in zip(args, BLOCKS[kind].args, strict=False):
         choice = params[value[1:]] if _is_reference(value) else value
-        _check_values(choice, arg.kind, f"{where}: {value[1:] if _is_reference(value) else kind}")
+        _check_values(choice, KINDS[arg.kind], f"{where}: {value[1:] if _is_reference(value) else kind}")
 
 
-def _check_values(choice: Any, kind: str, where: str) -> None:
-    """Refuse a choice that may be something else than the kind says."""
-    test, words = KINDS[kind]
+def _check_values(choice: Any, kind: tuple[Callable[[Any], bool], str], where: str) -> None:
+    """Refuse a choice that may be a value the kind does not allow. kind: (test, what is expected in words)."""
+    test, words = kind
     for value in _ends(choice):
         if not test(value):
             raise SpecError(f"{where}: expected {words}, got {value!r}")
@@ -435,8 +433,9 @@ def _check_two_if(name: str, choice: Any, where: str) -> None:
     if isinstance(choice, dict) and "two_if" in choice:
         if name != "stride":
             raise SpecError(f"{where}: two_if: only a stride can have it")
-        if not KINDS["non_negative"][0](choice["two_if"]):
-            raise SpecError(f"{where}: two_if: expected {KINDS['non_negative'][1]}, got {choice['two_if']!r}")
+        test, words = KINDS["non_negative"]
+        if not test(choice["two_if"]):  # one number, where a parameter may be a list of them
+            raise SpecError(f"{where}: two_if: expected {words}, got {choice['two_if']!r}")
 
 
 def _same_keys(mapping: Any, keys: tuple[str, ...], where: str) -> None:

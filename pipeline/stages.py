@@ -37,7 +37,7 @@ from pipeline.show.log import log
 
 MANIFEST, RESULT = "manifest.json", "result.json"
 _SHAPE = {"stage": str, "key": str, "final": bool, "outputs": dict, "seconds": float | int, "summary": dict}
-"""Of a stage's manifest, as far as this module reads it."""
+"""The fields of a stage manifest that this module reads, with their types."""
 SCRATCH = "scratch"
 """In a stage's folder: what it goes on from after a kill, such as checkpoints; gone once the stage is complete."""
 _VERSIONS = ("edgebuild", "torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "optuna", "numpy")

@@ -10,7 +10,7 @@ import numpy as np
 from latency.errors import InputError
 
 _MOST_ELEMENTS = 2**28
-"""Of an input: 1,700 photos of 224 x 224 pixels."""
+"""Maximum number of elements in an input, about 1,700 photos of 224 x 224 pixels."""
 
 
 @dataclass(frozen=True)

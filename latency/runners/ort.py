@@ -41,7 +41,7 @@ class OrtSession:
         self._session, self._input = session, only.name
         self._outputs = [first]
         # The session does not tell what its kernels compute in.
-        self.effective_precision = "int8" if is_quantized(path) else "f32"
+        self.effective_precision = "int8" if is_quantized(content) else "f32"
         options = session.get_session_options()
         self.settings = {
             "threads": options.intra_op_num_threads,
