@@ -41,6 +41,10 @@ def sbom(name: str, sha256: str, pins: tuple[Pin, ...], precision: str) -> str:
     return str(JsonV1Dot6(bom).output_as_string(indent=1)) + "\n"
 
 
+def _attempts(count: int) -> str:
+    return "the first attempt at this limit" if count == 1 else f"attempt {count} at this limit, all of which share 1 %"
+
+
 def _portability(found: Portability) -> str:
     if found.images == 0:
         return f"Not tried on an older CPU: {found.how}."
@@ -88,7 +92,8 @@ kind), accuracy {quality.accuracy:.4f} on {quality.split}. {chosen}
 
 In a typical (the median) fresh process on the host below, one inference (batch 1, threads: {model.threads}) takes at
 most {latency.p90_upper_ms:.3f} ms nine times in ten (p90 {latency.p90_ms:.3f}; limit {latency.limit_ms:g} ms;
-99 % confidence, {latency.processes} processes). It says nothing of other hosts, or of reading and decoding files.
+99 % confidence, {latency.processes} processes, {_attempts(latency.attempts)}).
+It says nothing of other hosts, or of reading and decoding files.
 
 Host: {host.cpu}, {host.cores} cores, {host.system}, {packages}.
 

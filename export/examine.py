@@ -23,7 +23,7 @@ from export.lock import BadLock, Pin, parse_pins
 from export.manifest import MANIFEST, Manifest, read_manifest
 from export.parity import f1_interval, figures
 from export.unpack import MAX_BYTES, MAX_FILES, BadArchive, unpack
-from latency.bounds import LEAST_PROCESSES
+from latency.bounds import least_processes
 from latency.files import file_hash, is_quantized
 from latency.host import Host, version_of
 from latency.runners import runtime_of
@@ -174,8 +174,8 @@ def _claims(folder: Path, manifest: Manifest, checks: Checks) -> None:
         wrong(f"{model.path} is no file for {model.runtime}")
     if is_quantized((folder / model.path).read_bytes()) != (model.precision == "int8"):
         wrong(f"the precision is claimed as {model.precision}; what {model.path} holds says otherwise")
-    if claims.latency.processes < LEAST_PROCESSES:
-        wrong(f"a bound of 99 % is claimed from {claims.latency.processes} processes; it needs {LEAST_PROCESSES}")
+    if claims.latency.processes < (least := least_processes(claims.latency.attempts)):
+        wrong(f"a bound of 99 % is claimed from {claims.latency.processes} processes; it needs {least}")
     if not claims.latency.p50_ms <= claims.latency.p90_ms <= claims.latency.p90_upper_ms:
         wrong("the latency's p50, p90 and upper bound are not in this order")
     if claims.latency.p90_upper_ms > claims.latency.limit_ms:

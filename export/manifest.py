@@ -84,12 +84,15 @@ class Portability(Part):
 
 
 class Latency(Part):
+    """attempts: how many gates the limit had on that host, this one included; all of them share the error."""
+
     subject: Subject
     p50_ms: Positive
     p90_ms: Positive
     p90_upper_ms: Positive
     limit_ms: Positive
     processes: Count
+    attempts: Count = 1
 
 
 class Quality(Part):

@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from functools import cache
 
 ALPHA = 0.01
-"""One-sided error of a gate's verdict, over all its looks."""
+"""One-sided error of the verdicts on one limit, over all attempts and all their looks."""
 LEAST_PROCESSES = 7
-"""Fewer cannot bound the median at 99 %: 1 - 0.5^6 = 98.4 %."""
+"""Fewer cannot bound the median at the first attempt: 1 - 0.5^6 = 98.4 %."""
 _LOOK_STEP = 6
+_FIRST_ATTEMPT = 0.8
+"""Share of the error that the first attempt may spend; all later ones together have the rest."""
+_LOOKS = (0.25, 0.47, 0.28)
+"""Shares of an attempt's error: at the first attempt each is enough for one more process over the limit than the look
+before allows (of 9 processes none, of 15 two, of 21 three)."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +59,34 @@ def percentile(samples: list[float] | tuple[float, ...], percent: float) -> floa
     return ordered[max(1, math.ceil(len(ordered) * percent / 100)) - 1]
 
 
-def plan_looks(processes: int) -> tuple[Look, ...]:
-    """Looks for a gate that begins with `processes` processes; their alphas add up to at most ALPHA.
+def attempt_alpha(attempt: int) -> float:
+    """The error that the attempt-th gate of one limit may spend, counted from 1.
 
-    Fewer than LEAST_PROCESSES: no look can give a verdict. 7 or 8: one look, which spends the whole error.
-    From 9 on: three looks, 6 processes apart, at 20 %, 40 % and 40 % of it: each enough for one more
-    process over the limit than the look before would allow.
+    The first has 80 % of ALPHA, the later ones share the rest: the k-th has 6 / (pi (k - 1))^2 of it. The sum of
+    1 / k^2 is pi^2 / 6, so however many attempts there are, all of them together spend at most ALPHA.
+    """
+    if attempt == 1:
+        return _FIRST_ATTEMPT * ALPHA
+    return (1 - _FIRST_ATTEMPT) * ALPHA * 6 / (math.pi * (attempt - 1)) ** 2
+
+
+def least_processes(attempt: int) -> int:
+    """The fewest processes whose slowest bounds the median at the attempt-th gate of a limit."""
+    return math.ceil(-math.log2(attempt_alpha(attempt)))
+
+
+def plan_looks(processes: int, attempt: int = 1) -> tuple[Look, ...]:
+    """Looks of the attempt-th gate of a limit, beginning with `processes` processes; their alphas add up to at most
+    `attempt_alpha(attempt)`.
+
+    Fewer than LEAST_PROCESSES: no look can give a verdict. Too few for three looks (at the first attempt 7 or 8): one
+    look, which spends the whole error. Otherwise three looks, 6 processes apart. A later attempt, which may spend less
+    error, begins with as many processes as its first look needs.
     """
     if processes < LEAST_PROCESSES:
         return ()
-    if upper_rank(processes, 0.5, 0.2 * ALPHA) is None:
-        return (Look(processes, ALPHA),)
-    shares = (0.2, 0.4, 0.4)
-    return tuple(Look(processes + i * _LOOK_STEP, share * ALPHA) for i, share in enumerate(shares))
+    alpha = attempt_alpha(attempt)
+    if attempt == 1 and upper_rank(processes, 0.5, _LOOKS[0] * alpha) is None:
+        return (Look(processes, alpha),)
+    first = max(processes, math.ceil(-math.log2(_LOOKS[0] * alpha)))
+    return tuple(Look(first + i * _LOOK_STEP, share * alpha) for i, share in enumerate(_LOOKS))

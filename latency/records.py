@@ -82,6 +82,10 @@ class ProcessRun:
         return percentile(self.control_ms, 50)
 
     @property
+    def control_p90_ms(self) -> float:
+        return percentile(self.control_ms, 90)
+
+    @property
     def normalised_p50(self) -> float:
         """p50 in units of the control's."""
         return percentile(self.samples_ms, 50) / self.control_p50_ms

@@ -350,6 +350,17 @@ class Quantize(Section):
     """If that does not reach it: for finding the layers that must stay in f32."""
 
 
+class Gate(Section):
+    """What is done where the file that was chosen does not pass: the same file again on a calm host, the other files,
+    then the next candidate, which is distilled."""
+
+    wait_minutes: Annotated[float, Field(ge=0, le=_MOST)] = 5
+    """To wait for a disturbed host to come to rest, in all, for each candidate."""
+    more_minutes: Annotated[float, Field(ge=0, le=_MOST)] = 60
+    """For further candidates: one is begun if it is likely to be done within so many minutes of the first gate; 0:
+    none."""
+
+
 class Preflight(Section):
     """What the place where it lands allows: 500MB, 1GiB."""
 
@@ -378,6 +389,7 @@ class BuildConfig(Section):
     teacher: Teacher = Teacher()
     distill: Distill = Distill()
     quantize: Quantize = Quantize()
+    gate: Gate = Gate()
     preflight: Preflight = Preflight()
 
 

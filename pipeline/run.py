@@ -1,21 +1,25 @@
 """The main job: every stage to a verdict, result.json and the report."""
 
+import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from latency.errors import LatencyError
 from models.language import SpecError, canonical_hash
 from pipeline import FORMAT, precheck
+from pipeline.attempts import SetAside, read_attempts, set_aside, take_back
 from pipeline.data.stage import DATA, DRAWN
 from pipeline.errors import NoCandidate, PipelineError
 from pipeline.files import read_record, seal, write_json
 from pipeline.search.basis import open_search, trials_of
 from pipeline.search.insight import importances_by_objective
-from pipeline.search.select import SELECT
+from pipeline.search.select import SELECT, is_another
 from pipeline.search.stage import SEARCH
 from pipeline.search.tally import rows_of
 from pipeline.ship import stages as ship
+from pipeline.ship.gate import GATE
 from pipeline.ship.race import VERIFY
 from pipeline.show.live import enter_stage
 from pipeline.show.log import LOG, log
@@ -33,7 +37,7 @@ STAGES: tuple[Stage, ...] = (
     ship.EXPORT,
     ship.QUANTIZE,
     VERIFY,
-    ship.GATE,
+    GATE,
     ship.BUNDLE,
     ship.PREFLIGHT,
 )
@@ -53,24 +57,27 @@ _UNWANTED = {
 
 
 def run_all(run: Run) -> dict[str, Any]:
-    """Every stage that is not current, in order, until a verdict; what result.json holds."""
+    """Every stage that is not current, in order, until a verdict; what result.json holds.
+
+    Where no file of the chosen candidate passes the gate, it is set aside, and the stages from `select` on are done
+    again for the next one: until one passes, none is left, or the time for it is over.
+    """
     precheck.check_before(run)
-    done: list[Done] = []
-    reasons: list[str] = []
-    wanted = [s for s in STAGES if s.wanted(run.config)]
-    for number, stage in enumerate(wanted, 1):
-        enter_stage(f"{stage.name} ({number} of {len(wanted)})")
-        try:
-            done.append(perform(stage, run))
-        except NoCandidate as error:
-            reasons = [str(error)]
+    if (judged := run.manifest(GATE.name)) is None or not judged["final"]:
+        for doubtful in take_back(run):
+            run.say(f"select: trial {doubtful.trial} is tried again, for the host was disturbed when it was set aside")
+    done: dict[str, Done] = {}
+    reasons, began = _until_verdict(run, STAGES, done), time.monotonic()
+    while reasons and GATE.name in done and (found := _next_aside(run, done, time.monotonic() - began)):
+        set_aside(run, found)
+        run.say(f"run: {found.reason}; on to the next candidate")
+        before, again = dict(done), _until_verdict(run, STAGES[STAGES.index(SELECT) :], done)
+        if done[SELECT.name] is before[SELECT.name]:  # none keeps the limit when it is timed again
+            take_back(run, found)
+            run.say(f"run: no other candidate keeps the limit: {'; '.join(again)}")
             break
-        if stage is DATA and teach.TEACH.wanted(run.config):
-            teach.check_origin(run)
-        if stage is ship.GATE and done[-1].summary["verdict"] != "pass":
-            reasons = done[-1].summary["reasons"]
-            break
-    result = _result(run, done, reasons)
+        reasons = again
+    result = _result(run, list(done.values()), reasons)
     write_json(run.folder / RESULT, result)
     try:
         report(run, result)
@@ -81,6 +88,51 @@ def run_all(run: Run) -> dict[str, Any]:
             "tries again"
         )
     return result
+
+
+def _until_verdict(run: Run, stages: Sequence[Stage], done: dict[str, Done]) -> list[str]:
+    """Do these stages, in order, up to a verdict, and add them to `done`; why it is no pass, as far as the gate."""
+    wanted = [s for s in STAGES if s.wanted(run.config)]
+    for number, stage in enumerate(wanted, 1):
+        if stage not in stages:
+            continue
+        enter_stage(f"{stage.name} ({number} of {len(wanted)})")
+        try:
+            done[stage.name] = perform(stage, run)
+        except NoCandidate as error:
+            return [str(error)]
+        if stage is DATA and teach.TEACH.wanted(run.config):
+            teach.check_origin(run)
+        if stage is GATE and done[stage.name].summary["verdict"] != "pass":
+            reasons: list[str] = done[stage.name].summary["reasons"]
+            return reasons
+    return []
+
+
+def _next_aside(run: Run, done: dict[str, Done], passed_s: float) -> SetAside | None:
+    """The chosen candidate, to be set aside for another; None where there is no other, or no time for it. passed_s:
+    since the first gate."""
+    trial, judged = done[SELECT.name].summary["trial"], done[GATE.name].summary
+    if trial is None or run.config.select.trial is not None:
+        return None
+    latency, reckoned = judged["latency"], done[SELECT.name].summary["latency_ms"]
+    upper_ms = latency["p90_upper_ms"] or latency["p90_ms"]
+    found = SetAside(
+        trial,
+        max(1.0, upper_ms / reckoned),
+        judged["verdict"] == "fail",
+        f"trial {trial} was set aside: the gate said {judged['verdict']}: {'; '.join(judged['reasons'])}",
+    )
+    if not is_another(run, (*read_attempts(run).aside, found)):
+        return None
+    once_more = sum(done[s.name].seconds for s in STAGES[STAGES.index(SELECT) :] if s.name in done)
+    if passed_s + once_more > 60 * run.config.gate.more_minutes:
+        run.say(
+            f"run: another candidate would take about {once_more / 60:.0f} min more; gate.more_minutes is "
+            f"{run.config.gate.more_minutes:g}"
+        )
+        return None
+    return found
 
 
 def report(run: Run, result: dict[str, Any], pictures: bool = False) -> Path:
@@ -113,7 +165,7 @@ def standing(run: Run) -> dict[str, Any]:
             reasons = [f"not finished; {why}{stage.name} is next: `edgebuild run --run-dir {run.folder}`"]
             break
         done.append(Done(stage.name, manifest["key"], manifest["seconds"], True, manifest["summary"]))
-        if stage is ship.GATE and manifest["summary"]["verdict"] != "pass":
+        if stage is GATE and manifest["summary"]["verdict"] != "pass":
             reasons = manifest["summary"]["reasons"]
             break
     result = _result(run, done, reasons)
@@ -209,7 +261,7 @@ def _result(run: Run, done: list[Done], reasons: list[str]) -> dict[str, Any]:
             "verdict": judged["verdict"],
             "model": ship.model_facts(run),
             "latency": judged["latency"],
-            "quality": finished["verify"]["quality"],
+            "quality": judged["quality"],
             "submission": judged["submission"],
         }
     rehearsed = finished.get("preflight")

@@ -36,6 +36,8 @@ from pipeline.files import file_digest, read_record, refuse_odd_files, write_rec
 from pipeline.show.log import log
 
 MANIFEST, RESULT = "manifest.json", "result.json"
+_ASIDE = ".aside"
+"""Where outcomes lie that may be taken up again."""
 _SHAPE = {"stage": str, "key": str, "final": bool, "outputs": dict, "seconds": float | int, "summary": dict}
 """The fields of a stage manifest that this module reads, with their types."""
 SCRATCH = "scratch"
@@ -141,7 +143,8 @@ class Stage:
     """inputs: all that it depends on, as JSON. work: fills the folder given, returns what `--json` prints.
 
     final: whether the outcome stands; an inconclusive verdict is asked for again by the next run. resumes: goes on with
-    its own half-done work; any other begins in an empty folder. wanted: whether a config asks for it at all.
+    its own half-done work; any other begins in an empty folder. wanted: whether a config asks for it at all. kept: an
+    outcome that another one replaces is put aside, and taken up again when a run comes back to what it depends on.
     """
 
     name: str
@@ -151,6 +154,7 @@ class Stage:
     final: Callable[[dict[str, Any]], bool] = lambda summary: True
     resumes: bool = False
     wanted: Callable[[BuildConfig], bool] = lambda config: True
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -246,7 +250,7 @@ def damage(stage: str, run: Run, gone_too: bool = True) -> str | None:
 def perform(stage: Stage, run: Run) -> Done:
     """Do a stage, or skip it where it is current."""
     key, inputs = key_of(stage, run)
-    manifest = _kept(stage, run, key)
+    manifest = _kept(stage, run, key) or _taken_up(stage, run, key)
     if manifest is not None:
         run.say(f"{stage.name}: done before, nothing it depends on has changed")
         return Done(stage.name, key, manifest["seconds"], True, manifest["summary"])
@@ -276,10 +280,30 @@ def perform(stage: Stage, run: Run) -> Done:
         "summary": summary,
     }
     write_record(work / MANIFEST, manifest)
+    _put_aside(stage, run)
     _replace_folder(work, run.folder / stage.name)
     shutil.rmtree(run.folder / stage.name / SCRATCH, ignore_errors=True)
     run.say(f"{stage.name}: done in {seconds:.1f} s")
     return Done(stage.name, key, seconds, False, summary)
+
+
+def _put_aside(stage: Stage, run: Run) -> None:
+    """Keep the outcome that is about to be replaced."""
+    manifest = run.manifest(stage.name) if stage.kept else None
+    if manifest is not None and manifest["final"] and not damage(stage.name, run):
+        place = run.folder / _ASIDE / f"{stage.name}-{manifest['key']}"
+        place.parent.mkdir(exist_ok=True)
+        _replace_folder(run.folder / stage.name, place)
+
+
+def _taken_up(stage: Stage, run: Run, key: str) -> dict[str, Any] | None:
+    """The manifest of an outcome that was put aside, which is the stage's again."""
+    place = run.folder / _ASIDE / f"{stage.name}-{key}"
+    if not stage.kept or not place.is_dir():
+        return None
+    _put_aside(stage, run)
+    _replace_folder(place, run.folder / stage.name)
+    return _kept(stage, run, key)
 
 
 def versions() -> dict[str, str]:

@@ -254,7 +254,7 @@ def gate_command(
                 "gate: --limit-ms, --processes, --target and the like are of a FILE; for a run set its config, for "
                 "example --set latency.limit_ms=1.4"
             )
-        result = run_stage("gate", config, overrides, run_dir, as_json, "results.show_verdict")
+        result = run_stage("gate", config, overrides, run_dir, as_json, "shipping.show_gate")
         return VERDICT_CODES[result["verdict"]]
     if limit_ms is None or not 0 < limit_ms < float("inf"):
         raise PipelineError("--limit-ms: give the limit in milliseconds, a number over 0, for example --limit-ms 1.4")

@@ -48,7 +48,7 @@ def gather(run: Run, result: dict[str, Any], rows: Sequence[dict[str, Any]], sha
         model=model,
         model_yaml=model_yaml,
         config_yaml=dump_yaml(run.config.model_dump(mode="json")),
-        worst=_worst(run, index) if index and "verify" in manifests else [],
+        worst=_worst(run, index) if index and "gate" in manifests else [],
         versions=next(reversed(manifests.values()))["versions"] if manifests else {},
         hashes=_hashes(index, manifests, result),
         verified=_verified(run, manifests),
@@ -100,19 +100,19 @@ def _charts(
             charts["latency"].append(figures.operators(run.read("gate", "profile.json")))
         whole = gated["submission"]["all_in"]
         charts["latency"].append(figures.all_in(whole["parts"], whole["images"], whole["processes"]))
-    if "verify" in summaries:
-        quality = summaries["verify"]["quality"]
+    if "gate" in summaries:
+        quality = summaries["gate"]["quality"]
         charts["quality"] = [figures.per_class(quality), figures.confusion(quality)]
     return charts
 
 
 def _worst(run: Run, index: Index) -> list[dict[str, Any]]:
-    race = run.read("verify", "race.json")
-    split = race["quality"]["split"]
-    if "losses" not in race or split not in index.splits:
+    judged = run.read("gate", "gate.json")
+    split = judged["quality"]["split"]
+    if split not in index.splits:
         return []
     truth = [index.classes[i] for i in index.labels(split)]
-    return photos.worst(index.paths(split), truth, race["guesses"], race["losses"])
+    return photos.worst(index.paths(split), truth, judged["guesses"], judged["losses"])
 
 
 def _hashes(index: Index | None, manifests: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:

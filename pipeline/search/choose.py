@@ -4,8 +4,8 @@ Kept: the latency limit, the floor of F1, the input size. Of these, those within
 those within `latency_band` of the fastest; of these, the one with most parameters (it overfits later in long training).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from pipeline.errors import NoCandidate, PipelineError
 
@@ -26,11 +26,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Rule:
+    """aside: trials that the gate set aside, and why. slower: how many times what was reckoned with the gate saw them
+    take, which all others are taken to do too."""
+
     limit_ms: float
     f1_floor: float
     f1_band: float
     latency_band: float
     input_size: int | None
+    aside: Mapping[int, str] = field(default_factory=dict)
+    slower: float = 1.0
 
 
 def choose(rows: list[Row], rule: Rule, trial: int | None = None) -> tuple[Row, list[Row]]:
@@ -93,6 +98,13 @@ def _refused(row: Row, rule: Rule) -> str:
     if row.latency_ms > rule.limit_ms:
         fresh = f" in {row.processes} fresh processes" if row.processes else ""
         return f"{row.latency_ms:.3f} ms{fresh} is over the limit of {rule.limit_ms:g} ms"
+    if row.trial in rule.aside:
+        return rule.aside[row.trial]
+    if row.latency_ms * rule.slower > rule.limit_ms:
+        return (
+            f"{row.latency_ms:.3f} ms would be {row.latency_ms * rule.slower:.3f} ms in the gate, which saw trial "
+            f"{max(rule.aside)} take {rule.slower:.2f} times as long as was reckoned"
+        )
     if row.f1_macro < rule.f1_floor:
         return f"F1 {row.f1_macro:.4f} is under select.f1_floor, {rule.f1_floor:g}"
     return ""

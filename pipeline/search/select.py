@@ -1,5 +1,6 @@
 """The stage `select`: one architecture, by the rule, of those that were trained, after the best were measured again."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -10,6 +11,7 @@ from models.documents import dump_yaml
 from models.space import Hyper
 from models.spec import ModelSpec
 from pipeline import FORMAT
+from pipeline.attempts import SetAside, read_attempts
 from pipeline.data.stage import load_index
 from pipeline.errors import NoCandidate
 from pipeline.search.basis import candidate_timer
@@ -21,9 +23,17 @@ from pipeline.stages import Run, Stage
 from pipeline.training.checkpoint import is_pretrained, student_card
 
 
-def _rule(run: Run) -> Rule:
+def _rule(run: Run, aside: Sequence[SetAside]) -> Rule:
     select = run.config.select
-    return Rule(run.config.latency.limit_ms, select.f1_floor, select.f1_band, select.latency_band, select.input_size)
+    return Rule(
+        run.config.latency.limit_ms,
+        select.f1_floor,
+        select.f1_band,
+        select.latency_band,
+        select.input_size,
+        {a.trial: a.reason for a in aside},
+        max((a.slower for a in aside), default=1.0),
+    )
 
 
 def _inputs(run: Run) -> dict[str, Any]:
@@ -43,6 +53,7 @@ def _inputs(run: Run) -> dict[str, Any]:
         "limit_ms": run.config.latency.limit_ms,
         "submission": run.config.submission.model_dump(),
         "host": run.host.key,
+        **({"aside": [asdict(a) for a in aside]} if (aside := read_attempts(run).aside) else {}),
     }
 
 
@@ -100,7 +111,7 @@ def _select_named(run: Run, work: Path) -> dict[str, Any]:
 
 
 def _select_found(run: Run, work: Path) -> dict[str, Any]:
-    result, rule = run.read("search", "trials.json"), _rule(run)
+    result, rule = run.read("search", "trials.json"), _rule(run, read_attempts(run).aside)
     # One network that was drawn several times is one candidate, by its first trial.
     by_training = {t["training"]: t for t in reversed(result["trials"]) if t["state"] == TRAINED}
     trials = {t["trial"]: t for t in sorted(by_training.values(), key=lambda t: t["trial"])}
@@ -145,6 +156,7 @@ def _select_found(run: Run, work: Path) -> dict[str, Any]:
     _write_student(work, student)
     return {
         "trial": chosen.trial,
+        "latency_ms": chosen.latency_ms,
         "student": "select/student.yaml",
         "table": [
             {
@@ -157,6 +169,14 @@ def _select_found(run: Run, work: Path) -> dict[str, Any]:
             for row in sorted(shown, key=lambda r: (-r.f1_macro, r.trial))
         ],
     }
+
+
+def is_another(run: Run, aside: Sequence[SetAside]) -> bool:
+    """Whether the rule leaves a candidate once these are set aside, as far as the last choice can tell."""
+    manifest = run.manifest("select")
+    keys = ("trial", "f1_macro", "latency_ms", "params", "input_size")
+    rows = [Row(**{k: r[k] for k in keys}) for r in manifest["summary"]["table"]] if manifest else []
+    return any(keeps(r, _rule(run, aside)) for r in rows)
 
 
 def _finalists(run: Run, rule: Rule, trials: dict[int, Any], rows: list[Row], first: Row) -> dict[int, Again]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.show.results import colour, console, ms, new_table, put
+from pipeline.show.results import colour, console, ms, new_table, put, show_verdict
 
 
 def show_formats(rows: list[dict[str, Any]]) -> None:
@@ -45,6 +45,10 @@ def show_race(summary: dict[str, Any]) -> None:
         put(f"{slow['file']} is no faster than f32 ({ms(slow['p90_ms'])} against {ms(slow['f32_p90_ms'])} ms): {costs}")
     for control in summary["accuracy_control"]:
         put(f"INT8 that keeps its F1, {control['runtime']}, {control['how']}: {control['status']}: {control['told']}")
+
+
+def show_gate(summary: dict[str, Any]) -> None:
+    show_verdict(summary)
     found = summary["portability"]
     if found["images"]:
         put(

@@ -29,6 +29,12 @@ def load_student(run: Run) -> tuple[ModelSpec, Hyper]:
     return ModelSpec.load(path), Hyper(**read_yaml(path)["hyper"])
 
 
+def chosen_trial(run: Run) -> int | None:
+    """The trial that the stage `select` chose; None where the config names the architecture."""
+    trial: int | None = read_yaml(run.file("select", "student.yaml"))["trial"]
+    return trial
+
+
 def load_arrays(run: Run, index: Index, size: int, norm: Normalisation) -> Arrays:
     preprocess = run.config.data.fit
     return Arrays(

@@ -141,4 +141,4 @@ def _soft_labels(run: Run, ask: Answers, recipe: Recipe, count: int, folder: Pat
     return soft
 
 
-DISTILL = Stage("distill", ("select", "teach"), _distill_inputs, _distill, resumes=True)
+DISTILL = Stage("distill", ("select", "teach"), _distill_inputs, _distill, resumes=True, kept=True)

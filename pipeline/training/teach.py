@@ -286,4 +286,6 @@ def check_size(run: Run, teacher: nn.Module, size: int) -> None:
         ) from error
 
 
-TEACH = Stage("teach", ("data", "select"), _inputs, _teach, resumes=True, wanted=lambda c: c.distill.weight > 0)
+TEACH = Stage(
+    "teach", ("data", "select"), _inputs, _teach, resumes=True, wanted=lambda c: c.distill.weight > 0, kept=True
+)

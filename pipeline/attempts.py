@@ -1,0 +1,115 @@
+"""The attempts of a run at its limit: every gate that was held, in order, and which candidates were set aside by them.
+
+They are counted because they share one error: whoever gates until something passes proves nothing otherwise. The record
+lies beside the stages, so that it outlives each of them; it belongs to one limit on one host.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipeline import FORMAT
+from pipeline.files import read_record, write_record
+from pipeline.stages import Run
+
+_RECORD = "attempts.json"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One gate of one file. trial: of the search; None where the config names the architecture. control_p50_ms: the
+    median of its processes; at_rest_ms: what it takes at rest."""
+
+    number: int
+    trial: int | None
+    file: str
+    sha256: str
+    verdict: str
+    p90_ms: float
+    p90_lower_ms: float | None
+    p90_upper_ms: float | None
+    processes: int
+    control_p50_ms: float
+    at_rest_ms: float
+    reasons: tuple[str, ...]
+
+    @property
+    def told(self) -> str:
+        """For people."""
+        bounds = "" if self.p90_upper_ms is None else f" ({self.p90_lower_ms:.3f} to {self.p90_upper_ms:.3f})"
+        who = "" if self.trial is None else f"trial {self.trial}, "
+        return (
+            f"{who}{self.file}: {self.verdict}, p90 {self.p90_ms:.3f} ms{bounds} in {self.processes} processes; the "
+            f"control took {self.control_p50_ms:.3f} ms, {self.at_rest_ms:.3f} at rest"
+        )
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A trial none of whose files passed. slower: what the best of them took in the gate, over what the choice had
+    reckoned with: others are taken to be as much slower. final: whether a calm host was too slow for it, so that
+    another run need not try it again."""
+
+    trial: int
+    slower: float
+    final: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """made: all of them, the first one first. aside: of this search."""
+
+    made: tuple[Attempt, ...] = ()
+    aside: tuple[SetAside, ...] = ()
+    search: str | None = None
+
+
+def read_attempts(run: Run) -> Attempts:
+    """Those at this run's limit, on what times it; none where they were at another."""
+    record = read_record(run.folder / _RECORD, {"belongs_to": dict, "made": list, "aside": list})
+    if record is None or record["belongs_to"] != _belongs_to(run):
+        return Attempts()
+    made = tuple(Attempt(**{**a, "reasons": tuple(a["reasons"])}) for a in record["made"])
+    search = _search_of(run)
+    aside = tuple(SetAside(**a) for a in record["aside"]) if record.get("search") == search else ()
+    return Attempts(made, aside, search)
+
+
+def add_attempt(run: Run, attempt: Attempt) -> None:
+    known = read_attempts(run)
+    _write(run, replace(known, made=(*known.made, attempt)))
+
+
+def set_aside(run: Run, found: SetAside) -> None:
+    known = read_attempts(run)
+    _write(run, replace(known, aside=(*known.aside, found)))
+
+
+def take_back(run: Run, one: SetAside | None = None) -> list[SetAside]:
+    """Forget this one, or all that were set aside while the host was disturbed; those that were forgotten."""
+    known = read_attempts(run)
+    forgotten = [a for a in known.aside if (a == one if one else not a.final)]
+    if forgotten:
+        _write(run, replace(known, aside=tuple(a for a in known.aside if a not in forgotten)))
+    return forgotten
+
+
+def _write(run: Run, attempts: Attempts) -> None:
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "belongs_to": _belongs_to(run),
+        "search": _search_of(run),
+        "made": [asdict(a) for a in attempts.made],
+        "aside": [asdict(a) for a in attempts.aside],
+    }
+    write_record(run.folder / _RECORD, record)
+
+
+def _belongs_to(run: Run) -> dict[str, Any]:
+    latency = run.config.latency
+    return {"limit_ms": latency.limit_ms, "threads": latency.threads, "host": run.host.key}
+
+
+def _search_of(run: Run) -> str | None:
+    """The search whose trials the numbers are of."""
+    return run.output_hash("search", "trials.json") if run.has("search", "trials.json") else None
