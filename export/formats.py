@@ -13,6 +13,7 @@ from export.errors import ExportError, FormatError
 from export.openvino_export import read_onnx, save_ir
 from export.parity import logits_of, tolerance
 from export.quantize import quantize_onnx, quantize_openvino
+from latency.runners.ov import explain
 from models.language import nearest
 
 CHECKED_IMAGES = 16
@@ -174,7 +175,7 @@ def _write(source: Source, name: str, path: Path, images: np.ndarray, reference:
         format.write(source, path, ())
     except Exception as error:  # the runtimes' own exceptions share no base class but this; one row fails, told why
         remove_model(path)
-        return Written(name, "failed", str(error))
+        return Written(name, "failed", explain(error))
     artifact = Artifact(path, format.runtime, format.precisions[0])
     try:
         logits = logits_of(artifact, images)

@@ -5,6 +5,7 @@ from typing import Any
 
 from export.artifact import METADATA_KEY, ModelCard
 from export.errors import ExportError
+from latency.runners.ov import explain
 
 
 def read_onnx(path: Path) -> Any:
@@ -19,7 +20,7 @@ def read_onnx(path: Path) -> Any:
     try:
         model = ov.Core().read_model(path)
     except RuntimeError as error:
-        raise ExportError(f"{path}: OpenVINO cannot read it: {error}") from error
+        raise ExportError(f"{path}: OpenVINO cannot read it: {explain(error)}") from error
     passes = Manager()
     passes.register_pass(ConstantFolding())
     passes.run_passes(model)

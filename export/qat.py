@@ -17,6 +17,7 @@ from export.onnx_export import Deployable, deployable, traced
 from export.openvino_export import read_onnx, save_ir
 from export.parity import logits_of
 from export.quantize import nncf_quantize
+from latency.runners.ov import explain
 
 _OFF = 0.05
 """Mean difference of a logit that rounding to the other side explains, as a share of the logits' deviation."""
@@ -72,7 +73,9 @@ def save_quantized(model: nn.Module, card: ModelCard, images: np.ndarray, path: 
         apply_moc_transformations(ir, cf=True)
         compress_quantize_weights_transformation(ir)
     except RuntimeError as error:
-        raise ExportError(f"{path.name}: OpenVINO cannot make INT8 weights of what was trained: {error}") from error
+        raise ExportError(
+            f"{path.name}: OpenVINO cannot make INT8 weights of what was trained: {explain(error)}"
+        ) from error
     save_ir(ir, card, path)
     off = float(np.abs(logits_of(Artifact(path, "openvino", "int8"), images) - expected).mean() / expected.std())
     if off > _OFF:

@@ -15,6 +15,7 @@ from export.errors import ExportError
 from export.onnx_export import INPUT
 from export.openvino_export import read_onnx, save_ir
 from export.preprocess import Preprocess
+from latency.runners.ov import explain
 
 
 def calibration_images(paths: Sequence[Path], preprocess: Preprocess, count: int, seed: int) -> np.ndarray:
@@ -124,7 +125,7 @@ def _told_as_ours(what: str) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        raise ExportError(f"{what}: {error}") from error
+        raise ExportError(f"{what}: {explain(error)}") from error
 
 
 def layers_of(source: Path, runtime: str) -> list[str]:

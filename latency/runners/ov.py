@@ -83,7 +83,7 @@ def _compile(path: Path, precision: str, threads: int, batch: int | None, profil
     try:
         model = core.read_model(path)
     except Exception as error:  # OpenVINO raises plain RuntimeError and its own types alike
-        raise InputError(f"{path}: OpenVINO cannot load it: {_told(error)}; export it again") from error
+        raise InputError(f"{path}: OpenVINO cannot load it: {explain(error)}; export it again") from error
     empty = not model.outputs or all(op.get_type_name() in _NOTHING for op in model.get_ops())
     if empty or not _depends_on_input(model.outputs[0].get_node()):
         raise InputError(f"{path}: it computes nothing: its first output does not depend on its input; export it again")
@@ -91,7 +91,7 @@ def _compile(path: Path, precision: str, threads: int, batch: int | None, profil
     try:
         return core.compile_model(model, "CPU", settings)
     except Exception as error:
-        raise InputError(f"{path}: OpenVINO cannot load it: {_told(error)}; export it again") from error
+        raise InputError(f"{path}: OpenVINO cannot load it: {explain(error)}; export it again") from error
 
 
 def _depends_on_input(output: Any) -> bool:
@@ -125,13 +125,22 @@ def _fix_input(model: Any, path: Path, batch: int | None) -> None:
         model.reshape(list(shape))
 
 
-def _told(error: Exception) -> str:
+def explain(error: BaseException) -> str:
     """What OpenVINO says, without the places in its own sources."""
-    lines = [line.strip() for line in str(error).splitlines() if not re.match(r"Exception from |Check '", line)]
+    text = str(error)
+    lacking = re.search(r"No conversion rule found for operations: (.+)", text)
+    failed = re.search(r"Conversion is failed for: (.+)", text)
+    if lacking or failed:
+        lacks = f"it lacks the operations {lacking[1]}" if lacking else ""
+        fails = f"it cannot convert the operations {failed[1]}" if failed else ""
+        return (
+            f"{' and '.join(filter(None, (lacks, fails)))}; ONNX Runtime may run it (latency.runtimes: [onnxruntime])"
+        )
+    lines = [line.strip() for line in text.splitlines() if not re.match(r"Exception from |Check '", line)]
     told = " ".join(line for line in lines if line)
     if "externally stored data" in told:
         return f"its weights in a file beside it are missing or damaged: {told}"
-    return told
+    return told or "it gave no reason"
 
 
 def _runs_in_int8(op: Any) -> bool:

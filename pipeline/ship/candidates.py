@@ -1,6 +1,7 @@
 """The files that race: the same network as torch has, to the logit, and timed in turn."""
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -99,16 +100,20 @@ def check_f32(candidates: list[Candidate], reference: np.ndarray) -> None:
             )
 
 
-def check_batches(network: Deployable, card: ModelCard, images: np.ndarray) -> None:
-    """The same network exported for other batch sizes answers as torch does, in both runtimes."""
+def check_batches(network: Deployable, card: ModelCard, images: np.ndarray, runtimes: Iterable[str]) -> None:
+    """The same network exported for other batch sizes answers as torch does, in these runtimes."""
     images = images[:_BATCH_IMAGES]
     reference = torch_logits(network, images)
     with tempfile.TemporaryDirectory() as folder:
         for batch in (b for b in _BATCHES if b <= len(images)):
-            onnx_file, ir_file = (Path(folder) / f"batch-{batch}{s}" for s in (".onnx", ".xml"))
-            export_onnx(network.model, replace(card, batch=batch), onnx_file)
-            save_ir(read_onnx(onnx_file), card, ir_file)
-            for path, runtime in ((onnx_file, "onnxruntime"), (ir_file, "openvino")):
+            files = {
+                "onnxruntime": Path(folder) / f"batch-{batch}.onnx",
+                "openvino": Path(folder) / f"batch-{batch}.xml",
+            }
+            export_onnx(network.model, replace(card, batch=batch), files["onnxruntime"])
+            if "openvino" in runtimes:
+                save_ir(read_onnx(files["onnxruntime"]), card, files["openvino"])
+            for runtime, path in ((r, files[r]) for r in runtimes):
                 logits = logits_of(Artifact(path, runtime, "f32"), images)
                 off = float(np.abs(logits - reference[: len(logits)]).max())
                 if off > tolerance(reference):

@@ -67,7 +67,7 @@ def _verify(run: Run, work: Path) -> dict[str, Any]:
     if not candidates:
         raise ExportError("no file to race: latency.precisions and latency.runtimes leave none that can be run here")
     check_f32(candidates, reference)
-    check_batches(network, card, images)
+    check_batches(network, card, images, {c.artifact.runtime for c in candidates})
     run.say(f"verify: the f32 files agree with torch; timing {len(candidates)} forms in turn")
     candidates = time_in_turn(run, candidates)
     kept = [c for c in candidates if judge.keeps(c)]

@@ -47,14 +47,20 @@ def _export(run: Run, work: Path) -> dict[str, Any]:
     spec, card, state = load_checkpoint(_checkpoint(run))
     source = Source(write_f32(restore(spec, state, _checkpoint(run)), card, work), card)
     written = write_formats(source, [n for n, f in race_formats(run).items() if not f.quantized], work)
-    _refuse(written)
+    for row in _without_failed(written, work):
+        run.say(f"export: {row.format}: {row.reason}")
+    if not any(w.status == "passed" for w in written):
+        raise ExportError("; ".join(f"{w.format}: {w.status}: {w.reason}" for w in written))
     return {"files": {f.name: f.stat().st_size for f in sorted(work.iterdir())}}
 
 
-def _refuse(written: list[Written]) -> None:
-    bad = [f"{w.format}: {w.status}: {w.reason}" for w in written if w.status != "passed"]
-    if bad:
-        raise ExportError("; ".join(bad))
+def _without_failed(written: list[Written], folder: Path) -> list[Written]:
+    """Those that failed, whose files are removed but for the ONNX file that all others are made from."""
+    failed = [w for w in written if w.status != "passed"]
+    for row in failed:
+        if row.format != "onnx":
+            remove_model(folder / FORMATS[row.format].file)
+    return failed
 
 
 # --- quantize --------------------------------------------------------------------------------------------------------
@@ -76,10 +82,8 @@ def _quantize(run: Run, work: Path) -> dict[str, Any]:
     if not wanted:
         return {"files": {}, "formats": []}
     written = write_formats(run_source(run), wanted, work)
-    for row in written:
-        if row.status != "passed":
-            run.say(f"quantize: {row.format} {row.status}: {row.reason}")
-            remove_model(work / FORMATS[row.format].file)
+    for row in _without_failed(written, work):
+        run.say(f"quantize: {row.format}: {row.reason}")
     return {
         "files": {f.name: f.stat().st_size for f in sorted(work.iterdir())},
         "formats": [asdict(replace(w, path=None)) for w in written],
