@@ -16,7 +16,7 @@ from export.documents import CARD, SBOM, model_card, sbom
 from export.errors import ExportError
 from export.golden import PHOTOS, write_golden
 from export.lock import Lock
-from export.manifest import FORMAT, MANIFEST, parse_manifest
+from export.manifest import FORMAT, MANIFEST, Claims, known_part, parse_manifest
 from export.preprocess import Preprocess
 from export.unpack import write_tar
 from latency.host import version_of
@@ -29,7 +29,8 @@ CODE = {"predict.py": Path(__file__).parent / "templates/predict.py", "preproces
 class Evidence:
     """What is known of the file that is packed.
 
-    facts: verdict, latency, quality, host, params, macs, submission and portability, as in result.json and race.json.
+    facts: verdict, latency, quality, host, params, macs and portability, as in gate.json. Of these the manifest has
+    what a reader of the bundle can compare with something.
     photos: path, class and given label of each image of the split that the quality was measured on. relies_on: as from
     `portability.relies_on`. drift: largest difference of a logit seen on an older CPU.
     """
@@ -77,7 +78,7 @@ def write_bundle(
         "relies_on": list(evidence.relies_on),
         "golden": write_golden(folder, shipped, card, arrays, evidence.drift),
         "recorded": [[sha256(p), t, g] for p, t, g in evidence.photos],
-        "evidence": evidence.facts,
+        "evidence": known_part(Claims, evidence.facts),
     }
     # What a rehearsal would not accept is not packed.
     checked = parse_manifest(json.dumps(manifest | {"files": {}}))
@@ -112,16 +113,17 @@ def read_bundle(folder: Path) -> Bundle:
         model = manifest["model"]
         if Path(model["path"]).name != model["path"]:
             raise ExportError(f"{path}: names a model outside of the bundle: {model['path']!r}")
+        digest = model["sha256"]
         bundle = Bundle(
             Artifact(folder / model["path"], model["runtime"], model["precision"]),
             Preprocess(**manifest["preprocess"]),
             int(model["threads"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ExportError(
             f"{folder}: no bundle of edgebuild: {error!r}; give the folder that holds {MANIFEST}"
         ) from error
-    if bundle.artifact.subject(bundle.threads).sha256 != model["sha256"]:
+    if bundle.artifact.subject(bundle.threads).sha256 != digest:
         raise ExportError(f"{bundle.artifact.path}: differs from the manifest's sha256; unpack the archive again")
     return bundle
 

@@ -16,6 +16,6 @@ class FormatError(ValueError):
 
 def first_problem(error: "ValidationError") -> tuple[str, str]:
     """Where the first problem of a document is (`JSON` if it is the whole document), and what pydantic says of it."""
-    first = error.errors()[0]
+    first = error.errors(include_url=False, include_context=False)[0]
     what = first["msg"] if first["type"] != "string_pattern_mismatch" else "not of the form that is expected here"
     return ".".join(map(str, first["loc"])) or "JSON", what

@@ -18,13 +18,15 @@ from export.bundle import CODE, files_of
 from export.checks import Checks
 from export.documents import CARD, SBOM, model_card, sbom
 from export.errors import ExportError
+from export.formats import FORMATS
 from export.golden import GOLDEN, are_ours, golden_tolerance, near_tie, reach
 from export.lock import BadLock, Pin, parse_pins
 from export.manifest import MANIFEST, Manifest, read_manifest
 from export.parity import f1_interval, figures
 from export.unpack import MAX_BYTES, MAX_FILES, BadArchive, unpack
 from latency.bounds import least_processes
-from latency.files import file_hash, is_quantized
+from latency.errors import InputError
+from latency.files import file_hash, is_quantized, keeps_state, operators_of
 from latency.host import Host, version_of
 from latency.runners import runtime_of
 
@@ -142,7 +144,11 @@ def _files(folder: Path, manifest: Manifest, checks: Checks) -> None:
         checks.stop("manifest", "fail", "golden.samples: not the files of the folder golden")
     if not are_ours(samples):
         checks.stop("manifest", "fail", "golden.samples: not one to four photos, turned.jpg and alpha.png")
-    if file_hash(folder / manifest.model.path) != manifest.model.sha256:
+    try:
+        digest = file_hash(folder / manifest.model.path)
+    except InputError as error:
+        checks.stop("model", "fail", str(error))
+    if digest != manifest.model.sha256:
         checks.stop("manifest", "fail", f"model.sha256: not that of {manifest.model.path}")
     checks.say("hashes", "pass", f"{len(recorded)} files as packed")
 
@@ -172,12 +178,19 @@ def _claims(folder: Path, manifest: Manifest, checks: Checks) -> None:
             wrong(f"the latency is of another file or setting: {name} {timed} was timed, {packed} is packed")
     if runtime_of(Path(model.path)) != model.runtime:
         wrong(f"{model.path} is no file for {model.runtime}")
-    if is_quantized((folder / model.path).read_bytes()) != (model.precision == "int8"):
-        wrong(f"the precision is claimed as {model.precision}; what {model.path} holds says otherwise")
+    if (model.runtime, model.precision) not in {(f.runtime, p) for f in FORMATS.values() for p in f.precisions}:
+        wrong(f"{model.runtime} has no files in {model.precision}")
+    operators = operators_of((folder / model.path).read_bytes())
+    if is_quantized(operators) != (model.precision == "int8"):
+        wrong(f"the precision is claimed as {model.precision}; the operators of {model.path} say otherwise")
+    if keeps_state(operators):
+        wrong(f"{model.path} keeps a state between images, so its answers here say nothing of those to come")
     if claims.latency.processes < (least := least_processes(claims.latency.attempts)):
         wrong(f"a bound of 99 % is claimed from {claims.latency.processes} processes; it needs {least}")
     if not claims.latency.p50_ms <= claims.latency.p90_ms <= claims.latency.p90_upper_ms:
         wrong("the latency's p50, p90 and upper bound are not in this order")
+    if claims.latency.p90_lower_ms > claims.latency.p90_ms:
+        wrong("the latency's lower bound is over its p90")
     if claims.latency.p90_upper_ms > claims.latency.limit_ms:
         wrong(f"a pass is claimed at {claims.latency.p90_upper_ms} ms, over the limit {claims.latency.limit_ms}")
     number = {c: i for i, c in enumerate(manifest.classes)}

@@ -3,13 +3,14 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from export.checks import Checks, Limits
 from export.errors import first_problem
@@ -27,6 +28,7 @@ _EXCESSES = {
     "memory": ("memory", "fail", "its processes held half of this machine's memory"),
     "tasks": ("memory", "fail", f"it had over {MAX_TASKS} processes and threads"),
     "host": ("memory", "inconclusive", "this machine was almost out of memory"),
+    "watch": ("sandbox", "fail", "its processes could not be watched"),
 }
 _SCORE = 1e-4
 """Allowed difference of a score; tables show six digits."""
@@ -40,7 +42,7 @@ class Row(BaseModel):
     path: str
     label: str
     score: Annotated[FiniteFloat, Field(ge=0, le=1 + _SCORE)]
-    logits: list[FiniteFloat]
+    logits: Annotated[list[FiniteFloat], FailFast()]
 
 
 class _Times(BaseModel):
@@ -59,7 +61,7 @@ class _Output(BaseModel):
     macs: float
 
 
-_ROWS = TypeAdapter(list[Row])
+_ROWS = TypeAdapter(Annotated[list[Row], FailFast()])
 
 
 def last_words(text: str) -> str:
@@ -159,22 +161,33 @@ def _only_drawn(differences: dict[str, float], golden: Golden) -> bool:
 
 
 def judge_recorded(
-    manifest: Manifest, digests: dict[str, str], folders: dict[str, str], rows: Sequence[Row], checks: Checks
+    manifest: Manifest,
+    digests: dict[str, str],
+    folders: Mapping[str, set[str]],
+    rows: Sequence[Row],
+    checks: Checks,
 ) -> None:
     """Every image must get its recorded label. Another label is accepted only for a near-tie.
 
-    digests: path inside -> sha256. folders: sha256 -> the folder that the user has the image in. Where that is the name
-    of a class, it must be the recorded one.
+    digests: path inside -> sha256. folders: sha256 -> the folders that the user has the image in. Where these are names
+    of classes, they must be the recorded ones.
     """
     recorded_as: dict[str, set[str]] = {}
     for digest, truth, _ in manifest.recorded:
         recorded_as.setdefault(digest, set()).add(truth)
-    of_classes = {digest: name for digest, name in folders.items() if name in manifest.classes}
-    for digest, name in of_classes.items():
-        if name not in recorded_as[digest]:
-            told = f"an image of the folder {name} is recorded as {', '.join(sorted(recorded_as[digest]))}"
+    of_classes = {d: {n for n in names if n in manifest.classes} for d, names in folders.items()}
+    of_classes = {d: names for d, names in of_classes.items() if names}
+    for digest, names in of_classes.items():
+        if not names <= recorded_as[digest]:
+            told = f"an image of the folder {min(names - recorded_as[digest])} is recorded as "
+            told += ", ".join(sorted(recorded_as[digest]))
             checks.stop("F1", "fail", f"{told}; so the claimed F1 is not that of these classes")
-    if of_classes and (strange := sorted({*folders.values()} - {*manifest.classes})):
+    for digest, names in of_classes.items():
+        if more := recorded_as[digest] - names:
+            told = f"an image of the folder {min(names)} is recorded as {min(more)} as well"
+            checks.stop("F1", "inconclusive", f"{told}, and lies in no such folder here; so the F1 may be flattered")
+    strange = sorted({n for names in folders.values() for n in names} - {*manifest.classes})
+    if of_classes and strange:
         told = f"recorded images lie in folders that are no class of this model ({', '.join(strange[:5])})"
         checks.say("F1", "inconclusive", f"{told}, so the class that they are recorded as cannot be compared")
     recorded = {digest: label for digest, _, label in manifest.recorded}
@@ -241,9 +254,11 @@ def judge_forms(form: str, step: Step, rows: Sequence[Row], manifest: Manifest, 
             wrong(f"macs {output.macs:g}, the manifest has {manifest.evidence.macs}")
         return
     try:
-        table = list(csv.DictReader(io.StringIO(wrote), strict=True))
-        said = [(r["path"], r["label"], float(r["score"])) for r in table]
-    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        head, *table = islice(csv.reader(io.StringIO(wrote), strict=True), len(rows) + 2)
+        if head[:3] != ["path", "label", "score"]:
+            raise ValueError(f"its columns are {head[:3]}")
+        said = [(path, label, float(score)) for path, label, score, *_ in table]
+    except (csv.Error, ValueError) as error:
         wrong(f"it is no table of path, label and score: {error!r}"[:200])
     if [r[:2] for r in said] != [(row.path, row.label) for row in rows]:
         wrong("its labels are not those of --json")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, ValidationError
 
 from export.errors import ExportError, first_problem
 
@@ -12,7 +12,7 @@ MANIFEST = "manifest.json"
 FORMAT = 3
 """1: golden samples as arrays, no hashes of packages, no recorded labels. 2: golden samples as files, labels of up to
 500 images. 3: the labels of all images, the subject of the timing, the version that packed it."""
-MAX_BYTES = 2**26
+MAX_BYTES = 2**24
 
 PLAIN = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 """A name of a file or folder that means nothing special to a shell or a program."""
@@ -34,13 +34,13 @@ Precision = Literal["f32", "bf16", "int8"]
 
 
 class Part(BaseModel):
-    # `extra` stays open: a later format may say more. Strict: "1" is no number.
-    model_config = ConfigDict(strict=True, frozen=True, protected_namespaces=())
+    # Strict: "1" is no number. What is not known here is refused, for nothing compares it with anything.
+    model_config = ConfigDict(strict=True, frozen=True, protected_namespaces=(), extra="forbid")
 
 
 class Sample(Part):
     label: Label
-    logits: Annotated[list[FiniteFloat], Field(min_length=2)]
+    logits: Annotated[list[FiniteFloat], FailFast(), Field(min_length=2)]
     near_tie: bool
 
 
@@ -51,7 +51,7 @@ class Golden(Part):
 
 class Need(Part):
     what: Text
-    any_of: Annotated[list[Text], Field(max_length=50)]
+    any_of: Annotated[list[Text], FailFast(), Field(max_length=50)]
 
 
 class Subject(Part):
@@ -89,6 +89,7 @@ class Latency(Part):
     subject: Subject
     p50_ms: Positive
     p90_ms: Positive
+    p90_lower_ms: Positive
     p90_upper_ms: Positive
     limit_ms: Positive
     processes: Count
@@ -120,6 +121,8 @@ class Claims(Part):
 class Preprocessing(Part):
     """As far as the model card needs it. `preprocess.py` itself runs in the sandbox only, and validates the rest."""
 
+    model_config = ConfigDict(extra="ignore")
+
     size: Annotated[int, Field(ge=-(2**31), le=2**31)]
     fit: Text
     filter: Text
@@ -132,13 +135,24 @@ class Manifest(Part):
     format: Literal[3]
     edgebuild: Text
     model: Model
-    classes: Annotated[list[Label], Field(min_length=2)]
+    classes: Annotated[list[Label], FailFast(), Field(min_length=2)]
     preprocess: Preprocessing
-    relies_on: list[Need]
+    relies_on: Annotated[list[Need], FailFast()]
     golden: Golden
-    recorded: Annotated[list[tuple[Digest, str, str]], Field(min_length=2)]
+    recorded: Annotated[list[tuple[Digest, str, str]], FailFast(), Field(min_length=2)]
     evidence: Claims
     files: dict[Name, Digest]
+
+
+def known_part(kind: type[Part], values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `values` that a manifest has there, in the order of the manifest."""
+    found: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        if name in values:
+            inner: Any = field.annotation
+            nested = isinstance(inner, type) and issubclass(inner, Part)
+            found[name] = known_part(inner, values[name]) if nested else values[name]
+    return found
 
 
 def parse_manifest(content: str | bytes, name: str = MANIFEST) -> Manifest:
@@ -162,10 +176,11 @@ def parse_manifest(content: str | bytes, name: str = MANIFEST) -> Manifest:
 
 def _each_once(pairs: list[tuple[str, Any]]) -> None:
     """Refuse duplicate keys, of which readers take different ones. Raises ExportError."""
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
-        raise ExportError(f"the key {twice[:60]!r} is there twice")
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise ExportError(f"the key {key[:60]!r} is there twice")
+        seen.add(key)
 
 
 def read_manifest(path: Path) -> Manifest:

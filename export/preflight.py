@@ -20,7 +20,7 @@ from typing import Any
 from packaging.markers import InvalidMarker, UndefinedEnvironmentName
 from packaging.utils import canonicalize_name
 
-from export import sandbox
+from export import bounded, sandbox
 from export.artifact import sha256
 from export.checks import PROCESSES, Check, Checks, Ended, Limits
 from export.examine import examine, unpacked
@@ -90,12 +90,12 @@ class Preflight:
 @dataclass(frozen=True)
 class _Photos:
     """Image paths inside the sandbox. recorded: path -> sha256 of images that the manifest lists. folders: sha256 ->
-    the folder that the user has it in. others: path -> class, of images in a folder of that class that the manifest
+    the folders that the user has it in. others: path -> class, of images in a folder of that class that the manifest
     does not list. timed: TIMED_IMAGES readable images, with repeats, or none. given: the number of images that the user
     passed."""
 
     recorded: dict[str, str]
-    folders: dict[str, str]
+    folders: dict[str, set[str]]
     others: dict[str, str]
     timed: list[str]
     given: int
@@ -108,8 +108,35 @@ def preflight(
     count: int | None = None,
     wheels: Path | None = None,
 ) -> Preflight:
+    """`check`, in a process of its own that is bounded in memory and time. Raises OSError where this machine is to
+    blame, and nothing that the bundle is to blame for."""
+    request = {
+        "path": str(path),
+        "limits": asdict(limits),
+        "photos": [str(p) for p in photos],
+        "count": count,
+        "wheels": wheels and str(wheels),
+    }
+    try:
+        found = bounded.ask("export.preflight", request)
+    except bounded.Exceeded as error:
+        checks = (Check("reading", "fail", f"{error} to read what the bundle holds or its predict.py wrote"),)
+        return Preflight(checks, {}, limits, this_host().as_dict())
+    except bounded.Unreadable as error:
+        checks = (Check("reading", "inconclusive", f"edgebuild cannot read what it holds ({error})"),)
+        return Preflight(checks, {}, limits, this_host().as_dict())
+    return Preflight(tuple(Check(**c) for c in found["checks"]), found["figures"], limits, found["host"])
+
+
+def check(
+    path: Path,
+    limits: Limits,
+    photos: Sequence[Path] = (),
+    count: int | None = None,
+    wheels: Path | None = None,
+) -> Preflight:
     """path: an archive or a folder. photos: to label; count: how many a submission has. wheels: a folder of the lock's
-    packages, instead of the index. Raises nothing that the bundle is to blame for."""
+    packages, instead of the index."""
     checks = Checks()
     figures: dict[str, Any] = {}
     host = this_host()
@@ -174,15 +201,16 @@ def _show(photos: Sequence[Path], manifest: Manifest, folder: Path) -> _Photos:
     known = {digest for digest, *_ in manifest.recorded}
     classes = set(manifest.classes)
     recorded: dict[str, Path] = {}
-    folders: dict[str, str] = {}
+    folders: dict[str, set[str]] = {}
     beside: list[tuple[Path, str]] = []
     for photo in photos:
         name = unicodedata.normalize("NFC", photo.parent.name)
         if (digest := sha256(photo)) not in known:
             if name in classes:
                 beside.append((photo, name))
-        elif digest not in recorded:
-            recorded[digest], folders[digest] = photo, name
+        else:
+            recorded.setdefault(digest, photo)
+            folders.setdefault(digest, set()).add(name)
     preprocess = Preprocess(_READ_AT)  # not at the size that a stranger's manifest names
 
     def is_readable(photo: Path) -> bool:
@@ -287,3 +315,19 @@ def _labels(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def _timed_s(before: Step, images: int, limits: Limits) -> float:
     return min(limits.run_s(images), max(_TIMED_LEAST_S, _TIMED_FACTOR * before.seconds))
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    wheels = request["wheels"]
+    found = check(
+        Path(request["path"]),
+        Limits(**request["limits"]),
+        [Path(p) for p in request["photos"]],
+        request["count"],
+        wheels and Path(wheels),
+    )
+    return asdict(found)
+
+
+if __name__ == "__main__":
+    bounded.answer(_answer)

@@ -53,10 +53,11 @@ _SET_DUMPABLE = 4  # prctl's PR_SET_DUMPABLE
 
 class Watch:
     """Polls the disk for its peak usage, and kills all children once they exceed together what no limit on a single
-    process would prevent.
+    process would prevent. If it cannot, it kills them too.
 
     exceeded: "memory", they held half of the machine's; "tasks", they were over MAX_TASKS; "host", the machine had
-    almost no memory left, which they may hold in ways that are not counted here; else "".
+    almost no memory left, which they may hold in ways that are not counted here; "watch", they could not be watched;
+    else "".
     """
 
     def __init__(self) -> None:
@@ -75,12 +76,18 @@ class Watch:
         return used
 
     def _watch(self) -> None:
-        for turn in itertools.count():
-            time.sleep(_DISK_EVERY_S)
-            self.used()
-            if turn % _MEMORY_EVERY == 0 and (exceeded := self._excess()):
-                self.exceeded = exceeded
+        try:
+            for turn in itertools.count():
+                time.sleep(_DISK_EVERY_S)
+                self.used()
+                if turn % _MEMORY_EVERY == 0 and (exceeded := self._excess()):
+                    self.exceeded = exceeded
+                    end_children()
+        finally:
+            self.exceeded = "watch"
+            while True:
                 end_children()
+                time.sleep(_DISK_EVERY_S)
 
     def _excess(self) -> str:
         """What the processes hold: what is resident, their page tables, and shared memory of the machine that is not on
@@ -238,8 +245,10 @@ def main() -> None:
     """Raises SystemExit outside a sandbox, where killing all processes would kill the user's."""
     if os.getpid() != 1 or Path(__file__).parent != GIVEN:
         sys.exit("this is started by export.sandbox, inside bubblewrap, and by nothing else")
-    # From here on no child can read, trace or write to this process. Nor can one kill it, for it is process 1.
+    # From here on no child can read, trace or write to this process. Nor can one end it: of the signals that they send,
+    # process 1 gets those that it handles, and Python handles this one.
     ctypes.CDLL(None).prctl(_SET_DUMPABLE, 0, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     resource.setrlimit(resource.RLIMIT_DATA, (_OWN_MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from export import rehearsal, seccomp
+from export import bounded, rehearsal, seccomp
 from export.errors import ExportError
 from export.lock import FETCH_TIMEOUT_S, Pin, render_pins
 
@@ -78,7 +79,7 @@ class Answer(_Part):
     steps: dict[str, Step]
     disk_peak_bytes: Annotated[int, Field(ge=0)]
     disk_full: bool
-    exceeded: Literal["", "memory", "tasks", "host"] = ""
+    exceeded: Literal["", "memory", "tasks", "host", "watch"] = ""
     problem: Annotated[str, Field(max_length=_SAID)] = ""
     bytes: dict[str, int] = {}
     requires: dict[str, list[str]] = {}
@@ -124,7 +125,7 @@ class Sandbox:
                 stderr=subprocess.PIPE,
                 env={**_ENVIRONMENT, **(settings or {})},
                 pass_fds=(file.fileno(),),
-                preexec_fn=seccomp.leave_keyring,
+                preexec_fn=_begin,
             )
         assert self._process.stderr
         self._listener = threading.Thread(target=self._listen, args=(self._process.stderr,), daemon=True)
@@ -165,6 +166,14 @@ class Sandbox:
     def _listen(self, stream: IO[bytes]) -> None:
         while part := stream.read1(4096):  # type: ignore[attr-defined]  # a BufferedReader
             self._said = (self._said + part)[-_SAID:]
+
+
+def _begin() -> None:
+    """In the new process: none of this one's keys, and none of the limits that it set itself (`export.bounded`)."""
+    seccomp.leave_keyring()
+    for limit in bounded.LIMITS:
+        _, most = resource.getrlimit(limit)
+        resource.setrlimit(limit, (most, most))
 
 
 @contextmanager
@@ -286,6 +295,8 @@ def _command(
         command += ["--ro-bind", sys.base_prefix, sys.base_prefix]
     # Read-only: the kernel lets root, though it has no capability in here, write the machine's settings in /proc/sys.
     command += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    # No terminals, of which a machine has so many.
+    command += ["--size", "4096", "--tmpfs", "/dev/pts", "--remount-ro", "/dev/pts"]
     command += ["--size", str(disk_bytes), "--tmpfs", str(rehearsal.DISK)]
     for inside, given in binds.items():
         command += ["--ro-bind", str(given.resolve()), inside]

@@ -1,12 +1,15 @@
 """The files that a model consists of, and their hash."""
 
+import codecs
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from latency.errors import InputError
+from latency.graph import operators
 
 
 def model_files(path: Path) -> list[Path]:
@@ -15,15 +18,29 @@ def model_files(path: Path) -> list[Path]:
     if not path.is_file():
         raise InputError(f"{path}: {'a folder; give a file' if path.is_dir() else 'no such file'}")
     content = path.read_bytes()
-    if content.lstrip()[:1] == b"<":  # OpenVINO's XML, whatever its suffix
+    if _is_xml(content):  # OpenVINO's, whatever its suffix
         found = [path.with_suffix(".bin")]
     else:
         names = (os.path.normpath(name) for name in _locations(content))
         found = [path.parent / name for name in names if not name.startswith(("../", "/")) and name not in (".", "..")]
-    for file in found:
-        if file.exists() and not file.is_file():
-            raise InputError(f"{path}: its weights are to be in {file}, which is no file")
-    return [path, *dict.fromkeys(f for f in found if f.is_file())]
+    try:
+        for file in found:
+            if file.exists() and not file.is_file():
+                raise InputError(f"{path}: its weights are to be in {file}, which is no file")
+        return [path, *dict.fromkeys(f for f in found if f.is_file())]
+    except OSError as error:  # a name too long for a file
+        raise InputError(f"{path}: its weights are to be in a file that cannot be: {error.strerror}") from error
+
+
+def _is_xml(content: bytes) -> bool:
+    """Whether a file is XML, in any of the encodings that begin with a mark of their own."""
+    for mark, encoding in _MARKS.items():
+        if content.startswith(mark):
+            return content[len(mark) : 200].decode(encoding, "ignore").lstrip().startswith("<")
+    return content.lstrip()[:1] == b"<"
+
+
+_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
 def _locations(model: bytes) -> list[str]:
@@ -44,7 +61,9 @@ def _locations(model: bytes) -> list[str]:
         found = [t for t in tensors(onnx.load_model_from_string(model)) if t.data_location == t.EXTERNAL]
     except DecodeError:
         return []
-    return sorted({e.value for t in found for e in t.external_data if e.key == "location" and "\0" not in e.value})
+    places = {e.value for t in found for e in t.external_data if e.key == "location"}
+    # What is not UTF-8, protobuf gives as bytes.
+    return sorted(p for p in (p if isinstance(p, str) else os.fsdecode(p) for p in places) if "\0" not in p)
 
 
 def file_hash(path: Path) -> str:
@@ -56,9 +75,34 @@ def file_hash(path: Path) -> str:
 
 
 _QUANTIZED = (b"QuantizeLinear", b"QLinear", b"ConvInteger", b"MatMulInteger", b"FakeQuantize")
-"""Operators of ONNX, whose names .ort files hold as well, and of OpenVINO's IR."""
+"""Parts of the names of operators: of ONNX, and of OpenVINO's IR."""
+_STATE = (b"ReadValue", b"Assign")
+"""Of OpenVINO's IR."""
 
 
-def is_quantized(content: bytes) -> bool:
-    """Return whether a model file names an operator that computes in 8 bits, or that a runtime turns into one."""
-    return any(name in content for name in _QUANTIZED)
+def operators_of(model: bytes) -> frozenset[bytes]:
+    """The kinds of operators that a model file names: of an ONNX file and of OpenVINO's IR those of its nodes; a file
+    of ONNX Runtime's own format is searched for names. Raises InputError for XML that cannot be read."""
+    if _is_xml(model):
+        try:
+            return frozenset(layer.get("type", "").encode() for layer in ElementTree.fromstring(model).iter("layer"))
+        except ElementTree.ParseError as error:
+            raise InputError(f"its XML cannot be read: {error}") from error
+    if is_ort(model):
+        return frozenset(name for name in _QUANTIZED if name in model)
+    return frozenset(operators(model))
+
+
+def is_ort(model: bytes) -> bool:
+    """Whether a file is of ONNX Runtime's own format."""
+    return model[4:8] == b"ORTM"
+
+
+def is_quantized(operators: Iterable[bytes]) -> bool:
+    """Whether one of these operators computes in 8 bits, or is turned into one that does by a runtime."""
+    return any(name in operator for operator in operators for name in _QUANTIZED)
+
+
+def keeps_state(operators: Iterable[bytes]) -> bool:
+    """Whether what a model answers may depend on what it was asked before."""
+    return not frozenset(operators).isdisjoint(_STATE)

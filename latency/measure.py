@@ -1,9 +1,11 @@
 """Fresh processes, one after the other, several files in turn; and the warm process of a search."""
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 
 from latency.errors import LatencyError
+from latency.files import file_hash
 from latency.machine import LOCAL, Machine, Worker
 from latency.records import Measurement, ProcessRun, Subject
 from latency.sampling import Plan
@@ -40,8 +42,16 @@ def measure(
             for i, run in zip(group, found, strict=True):
                 runs[i].append(run)
             tick(done, len(groups))
+    for subject in subjects:
+        refuse_changed(subject)
     host = machine.host().as_dict()
     return [Measurement(s, tuple(runs[i]), plan, host) for i, s in enumerate(subjects)]
+
+
+def refuse_changed(subject: Subject) -> None:
+    """Raises LatencyError where a file is not the one that was to be timed."""
+    if file_hash(Path(subject.path)) != subject.sha256:
+        raise LatencyError(f"{subject.path}: it was changed while it was timed; time it again once it is written")
 
 
 def extend(measurement: Measurement, more: Measurement) -> Measurement:

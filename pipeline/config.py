@@ -434,6 +434,33 @@ def check_config(document: dict[str, Any], source: str) -> BuildConfig:
         raise PipelineError(f"{source}: " + f"\n{source}: ".join(lines)) from error
 
 
+def anchored(config: BuildConfig) -> BuildConfig:
+    """The same config with whole paths, so that a run folder means the same from every directory."""
+
+    def whole(text: str, *names: str) -> str:
+        return text if text in names else str(Path(text).absolute())
+
+    def yaml(text: str) -> str:
+        return whole(text) if Path(text).is_file() else text
+
+    space = config.search.space
+    changed: dict[str, dict[str, Any]] = {
+        "data": {"root": whole(config.data.root, "demo")},
+        "student": {
+            "weights": whole(config.student.weights, *_NO_FILE),
+            "model": config.student.model and yaml(config.student.model),
+        },
+        "search": {"space": yaml(space) if isinstance(space, str) else tuple(yaml(s) for s in space)},
+        "teacher": {"weights": whole(config.teacher.weights, *_NO_FILE)},
+    }
+    return config.model_copy(
+        update={name: getattr(config, name).model_copy(update=values) for name, values in changed.items()}
+    )
+
+
+_NO_FILE = ("hub", "none")
+
+
 def parse_bytes(option: str, text: str | None) -> int | None:
     """500MB, 1GiB, 1000000. Raises PipelineError."""
     try:

@@ -1,6 +1,5 @@
 """Files that are complete or absent (written beside, then renamed), and records that reveal later changes."""
 
-import contextlib
 import glob
 import json
 import os
@@ -15,6 +14,9 @@ from models.language import canonical_hash
 from pipeline.errors import PipelineError
 
 _DIGEST = "digest"
+_FILES = ("config.yaml", "result.json", "attempts.json", "report.html", "report.md", "log.txt", ".id", ".lock")
+_FOLDERS = (".work", ".cache", ".aside", "study", "exports", "tensorboard")
+"""Of a run folder, beside the folders of its stages."""
 _HEX = 32
 
 
@@ -62,13 +64,21 @@ def read_record(path: Path, shape: Mapping[str, Any] | None = None) -> dict[str,
 
 
 def refuse_odd_files(folder: Path) -> None:
-    """Check that a folder holds nothing but files and folders: to open a named pipe would take for ever. Raises
-    PipelineError."""
+    """Check that a run folder holds nothing but files and folders, each where we would write one: to open a named pipe
+    would take for ever. Raises PipelineError."""
     for place, _, names in os.walk(folder):
         for path in (Path(place, name) for name in names):
-            with contextlib.suppress(OSError):  # a broken link, or gone already
+            try:
                 if not stat.S_ISREG(path.stat().st_mode):
                     raise PipelineError(f"{path}: a pipe, a socket or a device; remove it from the run folder")
+            except FileNotFoundError as error:
+                if path.is_symlink():
+                    raise PipelineError(f"{path}: a broken link; remove it from the run folder") from error
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name in _FOLDERS and not path.is_dir():
+            raise PipelineError(f"{path}: a file where a folder belongs; remove it from the run folder")
+        if path.name in _FILES and path.is_dir():
+            raise PipelineError(f"{path}: a folder where a file belongs; remove it from the run folder")
 
 
 def file_digest(path: Path) -> str:

@@ -12,6 +12,7 @@ from latency.host import INT8_DOT, Host, this_host
 from models.language import first_line
 from pipeline.config import load_config
 from pipeline.data.index import Index, scan
+from pipeline.data.stage import DRAWN
 from pipeline.data.tree import SPLITS
 from pipeline.errors import PipelineError
 from pipeline.files import templates, write_text
@@ -48,7 +49,7 @@ def write_build(
     limit = limit_ms if limit_ms is not None else proposed_limit_ms(host, say)
     facts = {
         "file": file,
-        "root": str(root),
+        "root": f"./{root}" if str(root) == DRAWN else str(root),
         "images": images,
         "limit_s": limit_s,
         "limit_ms": f"{limit:g}",

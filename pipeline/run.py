@@ -215,11 +215,20 @@ def run_one(name: str, run: Run) -> Done:
         precheck.check_students(run)
     for quick in (_FIRST_OF_NAMED if run.config.student.model else _FIRST).get(name, ()):
         perform(quick, run)
-    for first in stage.needs:
+    for first in _all_needs(stage, by_name):
         if by_name[first].wanted(run.config):
             need(name, first, run)
     enter_stage(name)
     return perform(stage, run)
+
+
+def _all_needs(stage: Stage, by_name: dict[str, Stage]) -> list[str]:
+    """The stages that it stands on, and those that they stand on, in order."""
+    found = set(stage.needs)
+    for earlier in reversed(STAGES):
+        if earlier.name in found:
+            found |= set(by_name[earlier.name].needs)
+    return [s.name for s in STAGES if s.name in found]
 
 
 def need(what: str, first: str, run: Run) -> None:

@@ -30,7 +30,7 @@ from latency.target import machine_of
 from models.documents import dump_yaml, read_yaml
 from models.language import SpecError, canonical_hash
 from pipeline import FORMAT
-from pipeline.config import BuildConfig, check_config
+from pipeline.config import BuildConfig, anchored, check_config
 from pipeline.errors import ChangedOutput, EnvironmentProblem, PipelineError
 from pipeline.files import file_digest, read_record, refuse_odd_files, write_record, write_text
 from pipeline.show.log import log
@@ -182,6 +182,7 @@ def open_run(folder: Path, config: BuildConfig, say: Say) -> Iterator[Run]:
                 f"{folder}: another edgebuild is at work on this run folder; wait for it, or give another --run-dir"
             ) from error
         refuse_odd_files(folder)
+        config = anchored(config)
         write_text(folder / "config.yaml", dump_yaml(config.model_dump(mode="json")))
 
         def told(text: str) -> None:
@@ -314,7 +315,8 @@ def _replace_folder(source: Path, target: Path) -> None:
     """A kill between the two renames loses the old stage, which is out of date anyway, and never leaves half of one."""
     aside = source.with_name(source.name + ".old")
     shutil.rmtree(aside, ignore_errors=True)
-    if target.exists():
+    if target.is_dir():
         target.rename(aside)
+    target.unlink(missing_ok=True)  # a file or a link that somebody put there
     source.rename(target)
     shutil.rmtree(aside, ignore_errors=True)

@@ -87,6 +87,7 @@ def pack(folder: Path, name: str, size: int, kind: str, fit: str, photos: list[P
             "subject": {n: getattr(subject, n) for n in ("runtime", "precision", "threads", "sha256")},
             "p50_ms": 1.0,
             "p90_ms": 1.0,
+            "p90_lower_ms": 1.0,
             "p90_upper_ms": 1.0,
             "limit_ms": 9.0,
             "processes": 9,

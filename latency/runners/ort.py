@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from latency.errors import InputError, LatencyError
-from latency.files import is_quantized
-from latency.runners.graph import depends
+from latency.files import is_ort, is_quantized, operators_of
+from latency.graph import depends
 from latency.runners.kernel import Kernel, fixed_shape, random_input
 
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
@@ -33,7 +33,7 @@ class OrtSession:
         content = path.read_bytes()
         first = outputs[0].name if outputs else only.name
         # An .ort file has another format, and is made from an .onnx file.
-        if first == only.name or not (content[4:8] == _ORT_FORMAT or depends(content, first, only.name)):
+        if first == only.name or not (is_ort(content) or depends(content, first, only.name)):
             raise InputError(
                 f"{path}: it computes nothing: its first output does not depend on its input; export it again"
             )
@@ -41,7 +41,7 @@ class OrtSession:
         self._session, self._input = session, only.name
         self._outputs = [first]
         # The session does not tell what its kernels compute in.
-        self.effective_precision = "int8" if is_quantized(content) else "f32"
+        self.effective_precision = "int8" if is_quantized(operators_of(content)) else "f32"
         options = session.get_session_options()
         self.settings = {
             "threads": options.intra_op_num_threads,
@@ -118,10 +118,6 @@ def _open(path: Path, precision: str, options: Any) -> Any:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's own exceptions share no base class but Exception
         raise InputError(f"{path}: ONNX Runtime cannot load it: {error}; export it again") from error
-
-
-_ORT_FORMAT = b"ORTM"
-"""Bytes 4 to 8 of an .ort file (FlatBuffers' file identifier)."""
 
 
 def _precision(args: dict[str, Any]) -> str:

@@ -23,7 +23,8 @@ class OvSession:
         self.shape, self.dtype = tuple(only.shape), _DTYPES[only.element_type.to_string()]
         # Bound once: handing the input over as a dict costs 45 us a call, 7 % of a small network.
         self._input = self.request.get_input_tensor().data
-        self._output = self.request.get_output_tensor(0).data
+        fixed = compiled.outputs[0].partial_shape.is_static  # a view, which stays the same
+        self._output = self.request.get_output_tensor(0).data if fixed else None
         hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         quantized = any(_runs_in_int8(op) for op in compiled.get_runtime_model().get_ops())
         self.effective_precision = "int8" if quantized else hint
@@ -37,7 +38,7 @@ class OvSession:
     def infer(self, images: np.ndarray) -> np.ndarray:
         self._input[...] = images
         self.request.infer(share_outputs=True)
-        return self._output
+        return self._output if self._output is not None else self.request.get_output_tensor(0).data
 
 
 def load(path: Path, precision: str, threads: int, batch: int | None) -> OvSession:
@@ -85,9 +86,10 @@ def _compile(path: Path, precision: str, threads: int, batch: int | None, profil
     except Exception as error:  # OpenVINO raises plain RuntimeError and its own types alike
         raise InputError(f"{path}: OpenVINO cannot load it: {explain(error)}; export it again") from error
     empty = not model.outputs or all(op.get_type_name() in _NOTHING for op in model.get_ops())
+    if not empty:
+        _fix_input(model, path, batch)
     if empty or not _depends_on_input(model.outputs[0].get_node()):
         raise InputError(f"{path}: it computes nothing: its first output does not depend on its input; export it again")
-    _fix_input(model, path, batch)
     try:
         return core.compile_model(model, "CPU", settings)
     except Exception as error:
@@ -103,7 +105,8 @@ def _depends_on_input(output: Any) -> bool:
         node = waiting.pop()
         if node.get_type_name() == "Parameter":
             return True
-        if node.get_type_name() != "ShapeOf" and node.get_name() not in seen:
+        known = node.get_type_name() == "ShapeOf" and node.input(0).get_partial_shape().is_static
+        if not known and node.get_name() not in seen:
             seen.add(node.get_name())
             waiting += [value.get_node() for value in node.input_values()]
     return False

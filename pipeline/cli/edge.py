@@ -264,7 +264,7 @@ def opened(
 
     if config is None and folder is None and default is None:
         raise PipelineError("give -c CONFIG, or --run-dir of a run that was begun")
-    if config is None and folder is not None and ((folder / "config.yaml").is_file() or default is None):
+    if config is None and folder is not None:
         document = run_config(folder)
         for text in overrides or []:
             override(document, text)

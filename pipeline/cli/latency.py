@@ -201,6 +201,8 @@ def check_command(
     for option, report in (("--markdown", markdown), ("--junit", junit)):
         if report:
             check_writable(option, report)
+    if markdown and junit and markdown.resolve() == junit.resolve():
+        raise PipelineError("--markdown and --junit name the same file: give each its own")
     if sum(bool(x) for x in (base, base_rev, baseline)) != 1:
         raise PipelineError("give the base by one of --base FILE, --base-rev REV (with --build), --baseline JSON")
     if bool(base_rev) != bool(build) or (head_rev and not build):

@@ -1,5 +1,7 @@
 """Commands that stand beside the job: init, config, doctor, model, data."""
 
+import contextlib
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -57,8 +59,10 @@ def data_check(
 
     Example: edgebuild data check photos
     """
+    from pipeline.data import demo
     from pipeline.data.index import scan, summary
     from pipeline.data.likeness import look_closer
+    from pipeline.data.stage import DRAWN
     from pipeline.show.results import show_data
 
     seed = 0
@@ -69,8 +73,12 @@ def data_check(
 
         build = load_config(config, overrides)
         root, seed = Path(build.data.root), build.seed
-    index = scan(root, seed)
-    result = {**summary(index), **look_closer(index)}
+    with contextlib.ExitStack() as stack:
+        if config is not None and str(root) == DRAWN:
+            root = Path(stack.enter_context(tempfile.TemporaryDirectory())) / DRAWN
+            demo.write(root, seed)
+        index = scan(root, seed)
+        result = {**summary(index), **look_closer(index)}
     emit(result, as_json, lambda: show_data(result))
     return 0
 

@@ -23,6 +23,8 @@ def _data_inputs(run: Run) -> dict[str, Any]:
 
 def _data(run: Run, work: Path) -> dict[str, Any]:
     if run.config.data.root == DRAWN:
+        if Path(DRAWN).is_dir():
+            run.say(f"data: data.root {DRAWN} is the drawn set, not the folder {DRAWN} here: for that, give ./{DRAWN}")
         demo.write(work / "images", run.config.seed)
         index = replace(scan(work / "images", run.config.seed), root="images")
     else:

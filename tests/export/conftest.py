@@ -90,6 +90,7 @@ def evidence_of(photos):
                 "subject": {n: getattr(subject, n) for n in ("runtime", "precision", "threads", "sha256")},
                 "p50_ms": 0.5,
                 "p90_ms": 0.6,
+                "p90_lower_ms": 0.55,
                 "p90_upper_ms": 0.7,
                 "limit_ms": 1.4,
                 "processes": 9,

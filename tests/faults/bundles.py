@@ -16,7 +16,7 @@ from export.documents import CARD, SBOM, model_card, sbom
 from export.errors import ExportError
 from export.lock import parse_pins
 from export.manifest import parse_manifest
-from export.preflight import preflight
+from export.preflight import check
 from latency.files import file_hash
 
 needs_sandbox = pytest.mark.skipif(bool(sandbox.available()), reason=f"no sandbox: {sandbox.available()}")
@@ -65,7 +65,7 @@ def cause(found):
 
 
 def refused(path, name, *told, limits=None, photos=(), wheels=None):
-    failed = cause(preflight(path, limits or Limits(), photos, wheels=wheels))
+    failed = cause(check(path, limits or Limits(), photos, wheels=wheels))
     assert failed.name == name, failed
     for text in told:
         assert text in failed.told, failed.told

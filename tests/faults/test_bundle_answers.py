@@ -34,12 +34,12 @@ def step(wrote):
     return Step(code=0, seconds=1, peak_bytes=1, said="", wrote=wrote)
 
 
-def failed(judge, *args):
+def failed(judge, *args, verdict="fail"):
     checks = Checks()
     with pytest.raises(Ended):
         judge(*args, checks)
     (check,) = [c for c in checks.found if c.verdict != "pass"]
-    assert check.verdict == "fail"
+    assert check.verdict == verdict
     return check
 
 
@@ -168,12 +168,24 @@ def test_a_constant_on_all_logits_makes_no_near_ties():
 
 def test_images_in_folders_of_other_classes_than_recorded(answers, photos):
     manifest, digests, _, found = recorded(answers, photos, 0)
-    truth = {digest: name for digest, name, _ in manifest.recorded}
+    truth = {digest: {name} for digest, name, _ in manifest.recorded}
     judge_recorded(manifest, digests, truth, found, Checks())
     digest = next(iter(truth))
-    wrong = truth | {digest: "a" if truth[digest] != "a" else "b"}
+    wrong = truth | {digest: {"a" if truth[digest] != {"a"} else "b"}}
     check = failed(judge_recorded, manifest, digests, wrong, found)
     assert "so the claimed F1 is not that of these classes" in check.told
+
+
+def test_an_image_recorded_as_its_class_and_as_another(answers, photos):
+    """A packer may add rows in which wrong answers are right."""
+    manifest, digests, _, found = recorded(answers, photos, 0)
+    truth = {digest: {name} for digest, name, _ in manifest.recorded}
+    digest, name, guess = manifest.recorded[0]
+    other = "a" if name != "a" else "b"
+    more = manifest.model_copy(update={"recorded": [*manifest.recorded, (digest, other, guess)]})
+    check = failed(judge_recorded, more, digests, truth, found, verdict="inconclusive")
+    assert f"an image of the folder {name} is recorded as {other} as well" in check.told
+    judge_recorded(more, digests, truth | {digest: {name, other}}, found, Checks())
 
 
 def said(judge, *args):
@@ -187,11 +199,11 @@ def test_classes_that_only_some_folders_are_named_after_cannot_be_compared(answe
     """A packer may rename a class, so that its images would be compared with none."""
     manifest, digests, _, found = recorded(answers, photos, 0)
     truth = {digest: name for digest, name, _ in manifest.recorded}
-    renamed = {digest: name.replace("a", "a.") for digest, name in truth.items()}
+    renamed = {digest: {name.replace("a", "a.")} for digest, name in truth.items()}
     verdicts, told = said(judge_recorded, manifest, digests, renamed, found)
     assert "inconclusive" in verdicts
     assert "in folders that are no class of this model (a.)" in told
-    verdicts, told = said(judge_recorded, manifest, digests, dict.fromkeys(truth, "unsorted"), found)
+    verdicts, told = said(judge_recorded, manifest, digests, dict.fromkeys(truth, {"unsorted"}), found)
     assert verdicts == ["pass"]
     assert "their true classes are the packer's word" in told
 

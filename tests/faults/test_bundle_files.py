@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from export import rehearsal, sandbox
@@ -18,8 +19,9 @@ from export.checks import Limits
 from export.errors import ExportError
 from export.lock import parse_pins, render_pins
 from export.parity import quality
-from export.preflight import preflight
+from export.preflight import check
 from export.unpack import write_tar
+from latency.files import is_quantized, keeps_state, operators_of
 from tests.faults.bundles import cause, edit, flip_byte, refused, replace_text, seal
 
 
@@ -59,9 +61,9 @@ def test_code_that_rides_along(bundle, tmp_path, name):
     if name.count("/") < 2:
         archive = packed_folder(bundle, tmp_path / "bundle.tar.gz")
         refused(archive, "hashes", f"{name}: not in the manifest")
-    assert place.split("/")[-1] in cause(preflight(bundle, Limits())).told
+    assert place.split("/")[-1] in cause(check(bundle, Limits())).told
     seal(bundle)
-    assert cause(preflight(bundle, Limits())).name in ("manifest", "hashes")
+    assert cause(check(bundle, Limits())).name in ("manifest", "hashes")
 
 
 def test_an_additional_wheel_that_the_manifest_names(bundle):
@@ -402,14 +404,14 @@ def test_a_lock_that_names_torch(bundle):
 def test_a_lock_without_hashes_cannot_be_told(bundle):
     (bundle / "requirements.txt").write_text("numpy==2.0\n")
     seal(bundle)
-    found = preflight(bundle, Limits())
+    found = check(bundle, Limits())
     assert found.verdict == "inconclusive"
     assert "requirements.txt has no hashes" in found.reasons[0]
 
 
 def test_without_a_sandbox_nothing_is_run_and_nothing_pretended(bundle, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    found = preflight(bundle, Limits())
+    found = check(bundle, Limits())
     assert found.verdict == "inconclusive"
     assert "bubblewrap is not installed" in found.reasons[0]
     assert "nothing of the bundle was run" in found.reasons[0]
@@ -461,7 +463,16 @@ CLAIMS = {
     ),
     "a p90 under its p50": (lambda m: m["evidence"]["latency"].update(p50_ms=0.65), "not in this order"),
     "a class twice": (lambda m: m["classes"].__setitem__(1, "a"), "named twice"),
-    "int8 of an f32 file": (_both("precision", "int8"), "the precision is claimed as int8; what model.onnx holds"),
+    "int8 of an f32 file": (
+        _both("precision", "int8"),
+        "the precision is claimed as int8; the operators of model.onnx say otherwise",
+    ),
+    "a precision that the runtime has not": (_both("precision", "bf16"), "onnxruntime has no files in bf16"),
+    "a lower bound over the p90": (lambda m: m["evidence"]["latency"].update(p90_lower_ms=0.65), "over its p90"),
+    "too few processes for so many attempts": (
+        lambda m: m["evidence"]["latency"].update(attempts=20),
+        "from 9 processes; it needs",
+    ),
     "a runtime for other files": (_both("runtime", "openvino"), "model.onnx is no file for openvino"),
 }
 
@@ -490,7 +501,7 @@ def test_a_drift_that_would_excuse_anything(bundle):
 
     edit(bundle, change)
     seal(bundle)
-    found = preflight(bundle, Limits())
+    found = check(bundle, Limits())
     assert found.verdict == "inconclusive"
     assert "so the samples show little" in found.reasons[0]
 
@@ -513,7 +524,7 @@ def test_a_document_that_says_something_else(bundle, file, old, new):
 def test_a_bundle_of_another_version_cannot_be_verified(bundle):
     edit(bundle, lambda m: m.update(edgebuild="9.9"))
     seal(bundle)
-    found = preflight(bundle, Limits())
+    found = check(bundle, Limits())
     assert found.verdict == "inconclusive"
     assert "packed by edgebuild 9.9" in found.reasons[0]
 
@@ -523,7 +534,7 @@ def test_a_manifest_that_is_no_json_of_ours(bundle, content):
     """Nor is it repeated as Python would write its bytes."""
     (bundle / "manifest.json").write_bytes(content)
     refused(bundle, "manifest")
-    assert "b'" not in cause(preflight(bundle, Limits())).told
+    assert "b'" not in cause(check(bundle, Limits())).told
     done = read_bundle_error(bundle)
     assert "manifest.json" in done
 
@@ -543,7 +554,7 @@ def test_one_image_over_and_over_shows_little(bundle):
 
     edit(bundle, change)
     seal(bundle)
-    found = preflight(bundle, Limits())
+    found = check(bundle, Limits())
     assert found.verdict == "inconclusive"
     assert "320 recorded rows are of only 20 different images" in found.reasons[0]
 
@@ -591,3 +602,60 @@ def test_a_wheel_is_asked_for_its_requirements_by_the_file_that_pip_reads(tmp_pa
         wheel.writestr("evil-1.0.dist-info/METADATA", b" " * 2**23)
     with pytest.raises(ValueError, match="its metadata is larger than"):
         rehearsal.requires(path)
+
+
+UNCHECKED = {
+    "a confusion of its own": lambda m: m["evidence"]["quality"].update(confusion=[[1]]),
+    "a figure that nothing knows": lambda m: m["evidence"]["quality"].update(top1=1.0),
+    "another latency": lambda m: m["evidence"]["latency"].update(p99_ms=1e-5),
+    "a submission": lambda m: m["evidence"].update(submission={"predicted_s": 1e-3}),
+    "a part of its own": lambda m: m.update(certified=True),
+}
+
+
+@pytest.mark.parametrize("what", UNCHECKED)
+def test_a_claim_that_nothing_can_be_compared_with_is_refused(bundle, what):
+    edit(bundle, UNCHECKED[what])
+    refused(bundle, "manifest")
+
+
+def _named_like_int8(bundle):
+    model = onnx.load(bundle / "model.onnx")
+    model.graph.node[0].name = "NotQLinearConv"
+    onnx.save(model, bundle / "model.onnx")
+    edit(bundle, _both("precision", "int8"))
+
+
+def test_the_name_of_a_node_makes_no_int8_file(bundle):
+    _named_like_int8(bundle)
+    seal(bundle)
+    refused(bundle, "claims", "the precision is claimed as int8")
+
+
+@pytest.mark.parametrize("location", [b"\xff\xfe", b"a" * 5000, b"golden"])
+def test_weights_in_a_place_that_is_none(bundle, location):
+    model = onnx.load(bundle / "model.onnx")
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="L" * len(location))
+    content = model.SerializeToString().replace(b"L" * len(location), location)
+    (bundle / "model.onnx").write_bytes(content)
+    edit(bundle, lambda m: m["files"].update({"model.onnx": sha256(bundle / "model.onnx")}))
+    assert cause(check(bundle, Limits())).name in ("model", "manifest")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda m: m["model"].pop("sha256"), lambda m: m["model"].update(threads=float("inf"))],
+)
+def test_a_manifest_for_a_timing_that_is_none(bundle, change):
+    edit(bundle, change)
+    assert "no bundle of edgebuild" in read_bundle_error(bundle)
+
+
+def test_what_keeps_a_state_is_known_by_its_operators():
+    ir = b"\xef\xbb\xbf<net><layers><layer id='0' type='Read&#86;alue'/></layers></net>"
+    assert keeps_state(operators_of(ir))
+    assert not is_quantized(operators_of(ir))
+    assert is_quantized(operators_of(b"<net><layer type='Fake&#81;uantize'/></net>"))

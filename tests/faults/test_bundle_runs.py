@@ -24,7 +24,7 @@ from export.bundle import write_bundle
 from export.checks import Limits
 from export.formats import FORMATS, Source, write_formats
 from export.lock import lock, parse_pins, render_pins
-from export.preflight import preflight
+from export.preflight import check
 from export.preprocess import Preprocess
 from latency.lock import timing_lock
 from tests.conftest import ROOT
@@ -289,7 +289,7 @@ def test_what_is_tried_against_the_driver_changes_nothing(bundle, wheels, few_pr
     replace_text(bundle / "predict.py", "import argparse", f"{ATTACK}\nimport argparse")
     seal(bundle)
     began = time.monotonic()
-    only_foreign(preflight(bundle, Limits(), wheels=wheels))
+    only_foreign(check(bundle, Limits(), wheels=wheels))
     assert time.monotonic() - began < 120
 
 
@@ -363,7 +363,7 @@ def test_only_an_answer_as_before_is_timed(bundle, wheels, few_processes, instea
 @pytest.mark.slow
 @needs_sandbox
 def test_too_slow_for_so_many_images(good, wheels, photos):
-    found = preflight(good, Limits(seconds=5), photos.paths, count=1_000_000, wheels=wheels)
+    found = check(good, Limits(seconds=5), photos.paths, count=1_000_000, wheels=wheels)
     failed = cause(found)
     assert failed.name == "time"
     assert "1000000 images in" in failed.told
@@ -407,7 +407,7 @@ def test_the_sandbox_holds(bundle, wheels, photos, tmp_path, few_processes):
         try:
             (tmp_path / "link.jpg").symlink_to(photos.paths[0])
             elsewhere = next(p for p in Path("/usr/share").rglob("*") if p.suffix in (".png", ".gif", ".svg", ".txt"))
-            found = preflight(bundle, Limits(), [*photos.paths, tmp_path / "link.jpg", elsewhere], wheels=wheels)
+            found = check(bundle, Limits(), [*photos.paths, tmp_path / "link.jpg", elsewhere], wheels=wheels)
         finally:
             del os.environ["SECRET"]
     only_foreign(found)
@@ -436,7 +436,7 @@ def test_a_good_bundle_passes(exported, evidence_of, photos, locks, wheels, tmp_
     folder = tmp_path / "bundle"
     archive = write_bundle(folder, artifact, card, 1, locks[form.runtime], evidence_of(artifact, card))
     limits = Limits(disk_bytes=600_000_000, memory_bytes=1_000_000_000, seconds=seconds)
-    found = preflight(archive, limits, photos.paths, count=1000, wheels=wheels)
+    found = check(archive, limits, photos.paths, count=1000, wheels=wheels)
     assert found.verdict == "pass", found.reasons
     names = [c.name for c in found.checks]
     assert names == [

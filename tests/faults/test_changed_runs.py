@@ -16,6 +16,7 @@ from pipeline.data.images import decoded
 from pipeline.data.index import scan
 from pipeline.errors import ChangedOutput, PipelineError
 from pipeline.files import keep, kept, read_record, write_record
+from pipeline.run import STAGES, _all_needs
 from pipeline.stages import MANIFEST, RESULT, Run, open_run, run_config
 from tests.conftest import draw_photos
 from tests.faults.bundles import flip_byte
@@ -234,14 +235,14 @@ def test_a_report_uses_nothing_that_was_edited(inside, folder):
     assert verdict == result["verdict"], "it is reckoned anew from the stages"
     assert "result.json is damaged, or was edited" in done.stderr
     f1 = result["quality"]["f1_macro"]
-    for name in ("verify/race.json", "verify/manifest.json"):
+    for name in ("gate/gate.json", "gate/manifest.json"):
         path = folder / name
         text = path.read_text()
         assert repr(f1) in text
         path.write_text(text.replace(repr(f1), "0.73219"))
         done, verdict = told()
         assert verdict == "unfinished"
-        assert "verify/" in done.stderr
+        assert "gate/" in done.stderr
         assert "0.7322" not in report.read_text()
         path.write_text(text)
     flip_byte(shipped_file(folder))
@@ -321,6 +322,75 @@ def test_a_named_pipe_in_a_run_folder_is_named_and_not_waited_for(tiny, tmp_path
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done.stderr
     assert f"{tmp_path / name}: a pipe, a socket or a device; remove it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("tensorboard", "a file where a folder belongs"),
+        (".work", "a file where a folder belongs"),
+        ("report.html/x", "a folder where a file belongs"),
+        ("study/broken", "a broken link"),
+    ],
+)
+def test_what_is_in_the_way_is_named(inside, tiny, tmp_path, name, told):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    if name == "study/broken":
+        path.symlink_to("nowhere")
+    else:
+        path.write_text("")
+    done = inside("search", "-c", tiny, "--run-dir", tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert "remove it from the run folder" in done.stderr
+
+
+def test_a_folder_without_its_config_is_not_begun_anew(inside, tmp_path):
+    """With the demo, which would replace all that it holds."""
+    (tmp_path / "data").mkdir()
+    done = inside("run", "--run-dir", tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert f"{tmp_path}: no run folder (it has no config.yaml)" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_run_means_the_same_from_every_folder(tmp_path, monkeypatch):
+    draw_photos(tmp_path / "a/photos", train=2, val=2)
+    (tmp_path / "a/space.yaml").write_text("x")
+    monkeypatch.chdir(tmp_path / "a")
+    config = load_config(
+        "demo", ["data.root=photos", "teacher.weights=w.safetensors", "search.space=[space.yaml, cpu]"]
+    )
+    with open_run(tmp_path / "run", config, print):
+        pass
+    monkeypatch.chdir(tmp_path)
+    document = run_config(tmp_path / "run")
+    assert document["data"]["root"] == str(tmp_path / "a/photos")
+    assert document["teacher"]["weights"] == str(tmp_path / "a/w.safetensors")
+    assert document["student"]["weights"] == "hub"
+    assert document["search"]["space"] == [str(tmp_path / "a/space.yaml"), "cpu"]
+    with open_run(tmp_path / "demo", load_config("demo"), print) as run:
+        assert run.config.data.root == "demo"
+
+
+def test_a_stage_stands_on_all_that_come_before_it():
+    by_name = {s.name: s for s in STAGES}
+    assert _all_needs(by_name["bundle"], by_name) == [s.name for s in STAGES[: STAGES.index(by_name["bundle"])]]
+    assert _all_needs(by_name["select"], by_name) == ["data", "search"]
+
+
+@pytest.mark.slow
+def test_no_stage_is_taken_for_done_over_another_choice(inside, folder):
+    trained = json.loads((folder / "search/trials.json").read_text())["trials"]
+    chosen = json.loads((folder / "select/manifest.json").read_text())["summary"]["trial"]
+    other = next(t["trial"] for t in trained if t["state"] == "trained" and t["trial"] != chosen)
+    done = inside("select", "--run-dir", folder, "--trial", other)
+    assert done.returncode == 0, done.stderr
+    for stage in ("quantize", "bundle", "preflight"):
+        done = inside(stage, "--run-dir", folder)
+        assert done.returncode == 2, (stage, done.stderr)
+        assert "is out of date" in done.stderr
 
 
 @pytest.mark.parametrize("changed", [{"outputs": "x"}, {"summary": None}, {"seconds": "1"}, {"final": 1}])

@@ -82,6 +82,54 @@ def test_no_memory_can_be_had_that_belongs_to_no_process(tmp_path):
     assert said(answer) == []
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of the calls are those of x86_64")
+def test_no_other_process_can_be_changed_and_nothing_used_up_that_a_user_has_so_many_of(tmp_path):
+    """Of process 1, which watches, and of the host's: notifiers, terminals, timers."""
+    answer = rehearsed(
+        tmp_path,
+        """
+        import ctypes, errno, os, resource, signal
+        calls = {"rt_sigqueueinfo": 129, "io_setup": 206, "timer_create": 222, "epoll_create1": 291, "inotify_init": 253,
+                 "inotify_init1": 294, "migrate_pages": 256, "move_pages": 279, "process_madvise": 440, "pidfd_getfd": 438}
+        libc = ctypes.CDLL(None, use_errno=True)
+        for name, number in calls.items():
+            if libc.syscall(number, 1, 1, 0, 0, 0) >= 0 or ctypes.get_errno() != errno.ENOSYS:
+                print(name)
+        tried = {
+            "limit": lambda: resource.prlimit(1, resource.RLIMIT_NOFILE, (0, 0)),
+            "priority": lambda: os.setpriority(os.PRIO_PROCESS, 1, 19),
+            "scheduler": lambda: os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0)),
+            "parameter": lambda: os.sched_setparam(1, os.sched_param(0)),
+            "affinity": lambda: os.sched_setaffinity(1, {0}),
+            "terminal": lambda: os.openpty(),
+            "ptmx": lambda: os.open("/dev/ptmx", os.O_RDWR),
+        }
+        for name, act in tried.items():
+            try:
+                act()
+                print(name)
+            except OSError:
+                pass
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        resource.prlimit(0, resource.RLIMIT_CORE)
+        os.kill(1, signal.SIGINT)
+        """,
+    )
+    assert said(answer) == []
+
+
+def test_what_cannot_be_watched_is_ended(tmp_path, monkeypatch):
+    changed = tmp_path / "rehearsal.py"
+    source = Path(rehearsal.__file__).read_text()
+    changed.write_text(
+        source.replace(
+            "        machine = _memory_of_machine()\n        shared", "        raise OSError\n        shared"
+        )
+    )
+    monkeypatch.setattr(rehearsal, "__file__", str(changed))
+    assert rehearsed(tmp_path, "import time; time.sleep(600)").exceeded == "watch"
+
+
 def test_no_socket_of_any_family_can_be_made(tmp_path):
     """A namespace of the network does not hold AF_VSOCK, by which a virtual machine reaches its host."""
     answer = rehearsed(
@@ -156,6 +204,7 @@ def test_a_host_that_runs_out_of_memory_ends_the_rehearsal(tmp_path, monkeypatch
         ("memory", "fail", "its processes held half of this machine's memory"),
         ("tasks", "fail", "over 2000 processes and threads"),
         ("host", "inconclusive", "almost out of memory"),
+        ("watch", "fail", "could not be watched"),
     ],
 )
 def test_what_was_exceeded_is_told(exceeded, verdict, told):

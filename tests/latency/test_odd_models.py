@@ -1,6 +1,7 @@
 """Files that compute nothing, nothing finite, or on nothing: refused, for their time would mean nothing."""
 
 import os
+import shutil
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from latency.errors import InputError, LatencyError
 from latency.files import file_hash, model_files
 from latency.machine import CONTROL, Worker
+from latency.measure import measure
 from latency.profile import profile, summarize
 from latency.records import Subject
 from latency.runners import open_session
@@ -303,3 +305,87 @@ def test_a_loop_is_counted_once(tmp_path):
     rows = {r.operator: r for r in found.rows}
     assert rows["Loop"].ms < rows["MatMul"].ms / 2, "the loop's own time is what it adds"
     assert found.total_ms == pytest.approx(sum(r.ms for r in found.rows))
+
+
+def of_values(path, *nodes, functions=()):
+    """A model whose output hangs on the values of its input only by a shape."""
+    graph = helper.make_graph(list(nodes), "g", [value("x")], [value("y", None)])
+    domains = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=domains, ir_version=10, functions=list(functions)), path)
+    return path
+
+
+def cast(source):
+    return helper.make_node("Cast", [source], ["y"], to=FLOAT)
+
+
+def length_of_nonzero(path):
+    nodes = [helper.make_node("NonZero", ["x"], ["n"]), helper.make_node("Shape", ["n"], ["s"]), cast("s")]
+    return of_values(path, *nodes)
+
+
+def nonzero(path):
+    return of_values(path, helper.make_node("NonZero", ["x"], ["n"]), cast("n"))
+
+
+@pytest.mark.parametrize("make", [length_of_nonzero, nonzero])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_shape_may_depend_on_values(tmp_path, make, runtime):
+    session = open_session(make(tmp_path / "model.onnx"), runtime, "f32", 1)
+    some = np.array([[1, 0, 0, 2, 0, 0, 0, 0]], np.float32)
+    few, many = (np.array(session.infer(images)) for images in (some, np.ones((1, 8), np.float32)))
+    assert few.shape != many.shape or few.tolist() != many.tolist()
+
+
+def test_a_shape_that_is_known_depends_on_nothing(tmp_path):
+    path = of_values(tmp_path / "model.onnx", helper.make_node("Shape", ["x"], ["s"]), cast("s"))
+    for runtime in ("onnxruntime", "openvino"):
+        with pytest.raises(InputError, match="does not depend on its input"):
+            open_session(path, runtime, "f32", 1)
+
+
+def overloaded(path, called):
+    """Two functions of one name, of which the one is a constant."""
+    domains = [helper.make_opsetid("", 18)]
+    real = [helper.make_node("Relu", ["a"], ["b"])]
+    constant = [helper.make_node("Constant", [], ["b"], value=ONES)]
+    functions = [
+        helper.make_function("own", "F", ["a"], ["b"], nodes, domains, overload=name)
+        for name, nodes in (("real", real), ("constant", constant))
+    ]
+    return of_values(path, helper.make_node("F", ["x"], ["y"], domain="own", overload=called), functions=functions)
+
+
+def test_functions_of_one_name_are_told_apart(tmp_path):
+    assert open_session(overloaded(tmp_path / "real.onnx", "real"), "onnxruntime", "f32", 1)
+    with pytest.raises(InputError, match="does not depend on its input"):
+        open_session(overloaded(tmp_path / "constant.onnx", "constant"), "onnxruntime", "f32", 1)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_weights_of_an_ir_are_part_of_its_hash_in_any_encoding(tmp_path, encoding):
+    path = tmp_path / "model.xml"
+    path.write_text("<?xml version='1.0'?><net/>", encoding=encoding)
+    path.with_suffix(".bin").write_bytes(b"a")
+    before = file_hash(path)
+    path.with_suffix(".bin").write_bytes(b"b")
+    assert file_hash(path) != before
+
+
+def test_a_file_that_is_changed_while_it_is_timed_has_no_time(tmp_path):
+    path = shutil.copy(CONTROL, tmp_path / "model.onnx")
+
+    def swap(done, total):
+        if done == 1:
+            nonzero(path)
+
+    with pytest.raises(LatencyError, match="it was changed while it was timed"):
+        measure([Subject.of(path)], 2, QUICK, tick=swap)
+
+
+@pytest.mark.parametrize(("operator", "told"), [("Frobnicate", "it lacks the operations Frobnicate")])
+def test_openvino_says_what_it_lacks(tmp_path, operator, told):
+    path = of_values(tmp_path / "model.onnx", helper.make_node(operator, ["x"], ["y"]))
+    with pytest.raises(InputError, match=told) as caught:
+        open_session(path, "openvino", "f32", 1)
+    assert "src/" not in str(caught.value)

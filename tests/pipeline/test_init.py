@@ -96,6 +96,15 @@ def test_long_photos_are_padded(tmp_path):
     assert load_config(tmp_path / "b.yaml").data.fit == "pad"
 
 
+def test_a_folder_named_like_the_drawn_set_is_the_folder(inside, tmp_path):
+    draw_photos(tmp_path / "demo", train=2, val=2)
+    done = inside("init", "demo", "--limit-ms", "5", "--weights", "none", "-o", "b.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load_config(tmp_path / "b.yaml").data.root == "./demo"
+    done = inside("data", "check", "-c", "demo", "--json", cwd=tmp_path)
+    assert len(json.loads(done.stdout)["classes"]) == 6, done.stderr
+
+
 def test_what_exists_is_not_overwritten(inside, photos, tmp_path):
     (tmp_path / "build.yaml").write_text("mine")
     done = inside("init", photos, "-o", tmp_path / "build.yaml", "--limit-ms", "1")

@@ -1,0 +1,79 @@
+"""A function of ours that reads a stranger's bytes, run in a process of its own, bounded in memory and time.
+
+Parsers take far more memory than what they read, or far more time, where somebody meant them to. No check of every
+parser can be complete; the limits of a process are.
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from latency.machine import LOCAL
+
+MEMORY_BYTES = 3 * 2**30
+CPU_S = 600
+LIMITS = {resource.RLIMIT_DATA: MEMORY_BYTES, resource.RLIMIT_CPU: CPU_S}
+"""Soft limits: the processes that it starts may lift them for themselves."""
+
+
+class Exceeded(Exception):
+    """It took more memory or time than it may."""
+
+
+class Unreadable(Exception):
+    """It failed in a way that nobody foresaw."""
+
+
+def ask(module: str, request: dict[str, Any]) -> Any:
+    """What a module that calls `answer` at its start says to a request, both as JSON. Raises Exceeded, Unreadable, and
+    OSError where this machine is to blame, such as for a full disk."""
+    command, environment = LOCAL.command(module)
+
+    def limit() -> None:
+        for kind, soft in LIMITS.items():
+            _, most = resource.getrlimit(kind)
+            resource.setrlimit(kind, (soft if most == resource.RLIM_INFINITY else min(soft, most), most))
+
+    done = subprocess.run(
+        command,
+        input=json.dumps(request).encode("ascii"),
+        stdout=subprocess.PIPE,
+        env=environment,
+        preexec_fn=limit,
+    )
+    if done.returncode == -signal.SIGINT:
+        raise KeyboardInterrupt
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:  # it was killed, or its allocator gave up
+        raise Exceeded(f"it took over {MEMORY_BYTES / 1e9:.1f} GB of memory or {CPU_S} s of a CPU") from None
+    if "os_error" in answer:
+        raise OSError(*answer["os_error"])
+    if "memory" in answer:
+        raise Exceeded(f"it took over {MEMORY_BYTES / 1e9:.1f} GB of memory")
+    if "unforeseen" in answer:
+        raise Unreadable(answer["unforeseen"])
+    return answer["result"]
+
+
+def answer(function: Callable[[dict[str, Any]], Any]) -> None:
+    """In that process: answer the one request on stdin. What else is printed goes to stderr."""
+    out = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        reply = {"result": function(json.load(sys.stdin))}
+    except MemoryError:
+        reply = {"memory": True}
+    except OSError as error:
+        reply = {"os_error": [error.errno, error.strerror, error.filename and os.fsdecode(error.filename)]}
+    except Exception as error:
+        traceback.print_exc()
+        reply = {"unforeseen": f"{type(error).__name__}: {error}"[:500]}
+    with os.fdopen(out, "w", encoding="ascii") as file:
+        file.write(json.dumps(reply))

@@ -1,0 +1,29 @@
+"""What a bounded process may be asked in tests."""
+
+import os
+import signal
+from typing import Any
+
+from export.bounded import answer
+
+
+def _answer(request: dict[str, Any]) -> Any:
+    match request["do"]:
+        case "echo":
+            print("not an answer")
+            return request["what"]
+        case "memory":
+            return len(bytearray(2**33))
+        case "time":
+            while True:
+                pass
+        case "death":
+            os.kill(os.getpid(), signal.SIGABRT)
+        case "disk":
+            raise OSError(28, "No space left on device", "/somewhere")
+        case "bug":
+            return {}["x"]
+
+
+if __name__ == "__main__":
+    answer(_answer)

@@ -1,0 +1,110 @@
+"""Reading what a stranger wrote takes no more memory and time than this machine can spare."""
+
+import json
+import resource
+import struct
+
+import pytest
+
+from export import bounded
+from export.checks import Limits
+from export.preflight import preflight
+from tests.faults.bundles import cause, edit, seal
+
+
+def ask(do, **more):
+    return bounded.ask("tests.faults.greedy", {"do": do, **more})
+
+
+def test_an_answer_comes_back_as_it_was_given():
+    assert ask("echo", what=["ä", 1.5, None]) == ["ä", 1.5, None]
+
+
+@pytest.mark.parametrize("do", ["memory", "time", "death"])
+def test_too_much_is_told_as_that(do, monkeypatch):
+    monkeypatch.setitem(bounded.LIMITS, resource.RLIMIT_CPU, 2)
+    with pytest.raises(bounded.Exceeded, match="it took over"):
+        ask(do)
+
+
+def test_a_fault_of_this_machine_stays_one():
+    with pytest.raises(OSError, match="No space left") as caught:
+        ask("disk")
+    assert (caught.value.errno, caught.value.filename) == (28, "/somewhere")
+
+
+def test_what_nobody_foresaw_is_told(capfd):
+    with pytest.raises(bounded.Unreadable, match="KeyError: 'x'"):
+        ask("bug")
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_what_cannot_be_read_gets_no_pass(bundle, monkeypatch):
+    monkeypatch.setattr(bounded, "ask", _raises(bounded.Unreadable("TypeError: x")))
+    found = preflight(bundle, Limits())
+    assert (found.verdict, "TypeError: x" in found.reasons[0]) == ("inconclusive", True)
+    monkeypatch.setattr(bounded, "ask", _raises(bounded.Exceeded("it took over 3.2 GB of memory")))
+    assert cause(preflight(bundle, Limits())).name == "reading"
+
+
+def _raises(error):
+    def ask(*_):
+        raise error
+
+    return ask
+
+
+def _many(value, size=15_000_000):
+    return "[" + ",".join([value] * (size // (len(value) + 1))) + "]"
+
+
+LARGE = {
+    "numbers for rows": ("recorded", _many("1")),
+    "lists for classes": ("classes", _many("[]")),
+    "objects for needs": ("relies_on", _many("{}")),
+    "numbers for hashes": ("files", "{" + ",".join(f'"{i}":1' for i in range(1_000_000)) + "}"),
+    "numbers for samples": (
+        "golden",
+        '{"tolerance":1,"samples":{' + ",".join(f'"{i}":1' for i in range(900_000)) + "}}",
+    ),
+    "an unknown key that holds much": ("more", _many("1")),
+}
+
+
+@pytest.mark.parametrize("what", LARGE)
+def test_a_large_manifest_is_refused_in_seconds(bundle, what):
+    """Each of these took minutes, or more memory than there is."""
+    key, text = LARGE[what]
+    edit(bundle, lambda m: m.update({key: "HERE"}))
+    path = bundle / "manifest.json"
+    path.write_text(path.read_text().replace('"HERE"', text))
+    assert cause(preflight(bundle, Limits())).name in ("manifest", "reading")
+
+
+def test_a_key_at_the_end_of_many_that_is_there_twice(bundle):
+    path = bundle / "manifest.json"
+    many = "{" + ",".join(f'"{i}":1' for i in range(900_000)) + ',"899999":1}'
+    path.write_text(path.read_text().replace('"relies_on": []', f'"relies_on": [], "files": {many}', 1))
+    assert cause(preflight(bundle, Limits())).name == "manifest"
+
+
+def test_a_model_of_millions_of_empty_nodes(bundle):
+    nodes = b"\x0a\x00" * 4_000_000
+    (bundle / "model.onnx").write_bytes(b"\x08\x08\x3a" + _varint(len(nodes)) + nodes)
+    seal(bundle)
+    found = preflight(bundle, Limits())
+    assert found.verdict in ("fail", "inconclusive"), found
+
+
+def _varint(number):
+    found = b""
+    while number > 127:
+        found += struct.pack("B", number & 127 | 128)
+        number >>= 7
+    return found + bytes([number])
+
+
+def test_a_good_manifest_is_still_read(bundle):
+    assert json.loads((bundle / "manifest.json").read_text())["format"] == 3
+    found = preflight(bundle, Limits())
+    assert not [c for c in found.checks if c.name in ("reading", "manifest")], found
