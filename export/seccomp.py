@@ -29,7 +29,6 @@ _FORBIDDEN = {
     "pivot_root": (155, 41),
     "mount": (165, 40),
     "umount2": (166, 39),
-    "sched_setaffinity": (203, 122),
     "io_setup": (206, 0),
     "timer_create": (222, 107),
     "mq_open": (240, 180),
@@ -69,7 +68,9 @@ _NOTIFIERS = {
     "inotify_init1": (294, 26),
 }
 """Of these a user has so many in all, outside of the sandbox too. Forbidden where there is no network to wait for."""
-_CLONE, _PRLIMIT, _SOCKET = (56, 220), (302, 261), (41, 198)
+_CLONE, _SOCKET = (56, 220), (41, 198)
+_OF_ITSELF = {"sched_setaffinity": (203, 122), "prlimit64": (302, 261)}
+"""Allowed for the calling process alone, which is process 0 to them."""
 _INTERNET = (2, 10, 16)
 """AF_INET, AF_INET6, and AF_NETLINK, by which names are resolved. Sockets of other families reach the host (AF_VSOCK),
 or fill the kernel's memory, which no limit of a process counts (AF_UNIX)."""
@@ -111,11 +112,11 @@ def program(network: bool) -> bytes | None:
             (_AT_LEAST, _X32, "kill", ""),
             *((_EQUAL, number, "fail", "") for number in sorted({numbers[which] for numbers in calls.values()})),
             (_EQUAL, _CLONE[which], "clone", ""),
-            (_EQUAL, _PRLIMIT[which], "prlimit", ""),
+            *((_EQUAL, numbers[which], "itself", "") for numbers in _OF_ITSELF.values()),
             (_EQUAL, _SOCKET[which], "socket", "allow"),
         ],
         "clone": [first, (_ANY_BIT, _NEW_NAMESPACES, "fail", "allow")],
-        "prlimit": [first, (_EQUAL, 0, "allow", "fail")],  # 0: the calling process; all others are none of its business
+        "itself": [first, (_EQUAL, 0, "allow", "fail")],
         "socket": [first, *((_EQUAL, f, "allow", "") for f in (_INTERNET if network else ()))],
         **{label: [(_RETURN, value, "", "")] for label, value in _ENDS.items()},
     }

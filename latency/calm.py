@@ -1,13 +1,17 @@
 """The control at rest, which tells a calm host from a disturbed one.
 
 The control is timed along with every file. What it takes when nothing else runs here is known only from experience: it
-is the low end of everything that was seen of it. A neighbour makes it slower, or its slow tail longer, and never
-faster. What is calm is decided by the control alone, never by a file's own times, so a file cannot choose its evidence.
+is the low end of what was seen of its calmest blocks. A neighbour makes it slower, or its slow tail longer, and never
+faster; but rarely does it slow down every block of ten inferences of a timing. (The p50 and p90 of whole timings are 5
+to 40 % too high beside work, those of their calmest blocks 0 to 5 %.) What is calm is decided by the control alone,
+never by a file's own times, so a file cannot choose its evidence.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
@@ -16,11 +20,18 @@ from latency.records import ProcessRun, Subject
 from latency.sampling import Plan
 
 _QUANTILE = 0.2
-"""Of all timings of the control, from the fastest: at rest. One timing in five may be all that was calm."""
+"""Of all timings, by the p50 of their calmest blocks, from the fastest: at rest."""
+_ALIKE = 1.1
+"""The tail at rest is the typical one of the timings whose p50 is within this factor of that at rest."""
 SLOWER, LONGER = 1.12, 1.35
 """A timing is calm if the control's p50 and p90 are within these factors of what they are at rest."""
 _LOOK_PLAN = Plan(samples=200, seconds=0.5, warmup_seconds=0.3)
 _PAUSE_S = 5.0
+
+
+_NOISE = 0.15
+"""An estimate from one process is within this of what fresh processes take at rest, nearly always (measured:
+ci/bench/busy_bench.py); the mean of n is within its share of 1 / sqrt(n)."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +41,39 @@ class Calm:
     p50_ms: float
     p90_ms: float
 
+    def estimate(self, runs: Sequence[ProcessRun]) -> "Estimate":
+        """The p90 that a file would have at rest, from runs beside whatever was at work: so many controls, each as slow
+        as nine in ten of them are at rest. Its tail is taken to be as long as the control's."""
+        p90_ms = math.exp(fmean(math.log(r.controls) for r in runs)) * self.p90_ms
+        noise = _NOISE / math.sqrt(len(runs))
+        return Estimate(p90_ms, p90_ms * (1 - noise), p90_ms * (1 + noise))
+
     def disturbed(self, run: ProcessRun) -> bool:
         """Whether the control was slower in this process than at rest, or its tail longer."""
         return run.control_p50_ms > SLOWER * self.p50_ms or run.control_p90_ms > LONGER * self.p90_ms
 
 
-def calm_of(runs: Iterable[ProcessRun]) -> Calm:
-    """What the control takes at rest, from everything that was seen of it, which is at least one process."""
-    seen = [(r.control_p50_ms, r.control_p90_ms) for r in runs]
-    p50_ms, p90_ms = np.quantile(seen, _QUANTILE, axis=0, method="inverted_cdf")
-    return Calm(float(p50_ms), float(p90_ms))
+@dataclass(frozen=True)
+class Estimate:
+    """A p90 in ms with its bounds."""
+
+    p90_ms: float
+    low_ms: float
+    high_ms: float
+
+
+def calm_of(seen: Iterable[tuple[float, float]]) -> Calm:
+    """What the control takes at rest, from its p50 and p90 in ms in the calmest blocks of every timing, of which there
+    is one at least."""
+    p50s, p90s = np.array(list(seen)).T
+    p50_ms = float(np.quantile(p50s, _QUANTILE, method="inverted_cdf"))
+    tails = (p90s / p50s)[p50s <= _ALIKE * p50_ms]
+    return Calm(p50_ms, p50_ms * float(np.median(tails)))
+
+
+def seen_in(runs: Iterable[ProcessRun]) -> list[tuple[float, float]]:
+    """What `calm_of` asks of these runs."""
+    return [r.control_calmest_ms for r in runs]
 
 
 def wait_for_calm(

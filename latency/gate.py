@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from latency.bounds import LEAST_PROCESSES, Look, plan_looks, quantile_bounds
-from latency.calm import Calm, calm_of, calm_runs
+from latency.calm import Calm, calm_of, calm_runs, seen_in
 from latency.machine import LOCAL, Machine
 from latency.measure import Tick, extend, measure
 from latency.records import Measurement, Subject, Verdict
@@ -33,7 +33,7 @@ def judge(measurement: Measurement, limit_ms: float, look: Look | None, calm: Ca
             f"{LEAST_PROCESSES} or more (9 allow further looks)"
         )
         return Verdict("inconclusive", limit_ms, None, None, count, (reason,))
-    calm = calm or calm_of(measurement.runs)
+    calm = calm or calm_of(seen_in(measurement.runs))
     low, high = quantile_bounds(measurement.p90s_ms, 0.5, look.alpha)
     calm_low, _ = quantile_bounds([r.p90_ms for r in calm_runs(measurement.runs, calm)], 0.5, look.alpha)
     clock_ms = max(r.clock_ns for r in measurement.runs) / 1e6

@@ -16,6 +16,7 @@ from latency.files import file_hash
 from latency.runners import check_names, runtime_of
 from latency.sampling import BLOCK, Plan
 
+_CALM_BLOCK = 1.1
 UNSTEADY = 1.25
 """The middle half of the control's medians may differ by this factor. Two frequency regimes of one host gave 1.27
 between the extremes of eight processes, and less between their quartiles."""
@@ -84,6 +85,29 @@ class ProcessRun:
     @property
     def control_p90_ms(self) -> float:
         return percentile(self.control_ms, 90)
+
+    @property
+    def control_calmest_ms(self) -> tuple[float, float]:
+        """(p50, p90) of the control in the calmest part of this process: in the blocks whose medians are within 10 % of
+        their lowest tenth. A neighbour at work rarely slows down every block of ten inferences."""
+        whole = len(self.control_ms) // self.block * self.block
+        if not whole:
+            return self.control_p50_ms, self.control_p90_ms
+        blocks = np.reshape(self.control_ms[:whole], (-1, self.block))
+        medians = np.median(blocks, axis=1)
+        calm = blocks[medians <= _CALM_BLOCK * np.quantile(medians, 0.1, method="inverted_cdf")].ravel().tolist()
+        return percentile(calm, 50), percentile(calm, 90)
+
+    @property
+    def controls(self) -> float:
+        """How many controls one inference takes: the median, over pairs of neighbouring blocks, of the file's fastest
+        inference over the control's. A neighbour at work slows both alike, and neither's fastest by much."""
+        size = self.block
+        count = min(len(self.samples_ms), len(self.control_ms)) // size * size
+        if not count:
+            return percentile(self.samples_ms, 50) / self.control_p50_ms
+        own, control = (np.min(np.reshape(t[:count], (-1, size)), axis=1) for t in (self.samples_ms, self.control_ms))
+        return float(np.median(own / control))
 
     @property
     def normalised_p50(self) -> float:

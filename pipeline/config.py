@@ -206,9 +206,12 @@ class Search(Section):
     """ehvi (expected hypervolume improvement) and tpe (Optuna's, multivariate) learn from candidates that were
     rejected; Optuna's gp, nsga2, nsga3 and random do not. sweep: all combinations are measured, then those that keep
     the limit are trained, the slowest first."""
-    measure: Annotated[tuple[Form, ...], Field(min_length=1)] | None = None
-    """Forms to time a candidate in, the fastest counts; null: all of latency.runtimes and latency.precisions but INT8,
-    which takes seconds to make."""
+    measure: Annotated[
+        Literal["auto"] | Annotated[tuple[Form, ...], Field(min_length=1)],
+        BeforeValidator(lambda value: "auto" if value is None else value),
+    ] = "auto"
+    """Forms to time a candidate in; the fastest counts. auto: the first few candidates in all of latency.runtimes and
+    latency.precisions, the others in those that win on this CPU."""
     input_sizes: Annotated[tuple[Size, ...], Field(min_length=1)] | None = None
     """Replaces the space's own list."""
     trials: Count = 20

@@ -27,6 +27,8 @@ from pipeline.stages import RESULT, Done, Run, Stage, current, damage, key_of, p
 from pipeline.training import distill, teach
 
 UNFINISHED = "unfinished"
+_USED = 0.85
+"""Under this share of the limit a larger candidate is proposed."""
 
 STAGES: tuple[Stage, ...] = (
     DATA,
@@ -261,6 +263,7 @@ def _result(run: Run, done: list[Done], reasons: list[str]) -> dict[str, Any]:
         "stages": [{"name": d.name, "seconds": d.seconds, "skipped": d.skipped, "key": d.key} for d in done],
         "config": _config_hash(run),
         "host": _host(run),
+        "hint": None,
         "bundle": finished.get("bundle"),
         "preflight": finished.get("preflight"),
     }
@@ -273,10 +276,32 @@ def _result(run: Run, done: list[Done], reasons: list[str]) -> dict[str, Any]:
             "quality": judged["quality"],
             "submission": judged["submission"],
         }
+        result["hint"] = _hint(run, judged, finished.get("select", {}))
     rehearsed = finished.get("preflight")
     if rehearsed and _binding(run, rehearsed["verdict"]):
         result |= {"verdict": rehearsed["verdict"], "reasons": [f"preflight: {r}" for r in rehearsed["reasons"]]}
     return seal(result)
+
+
+def _hint(run: Run, judged: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any] | None:
+    """Where much of the limit is unused: a larger candidate that keeps it too, and how to try it."""
+    upper_ms, limit_ms = judged["latency"]["p90_upper_ms"], run.config.latency.limit_ms
+    if judged["verdict"] != "pass" or chosen.get("trial") is None or upper_ms > _USED * limit_ms:
+        return None
+    aside = {a["trial"] for a in judged["aside"]}
+    larger = [
+        row
+        for row in chosen["table"]
+        if chosen["latency_ms"] < row["latency_ms"] <= limit_ms and row["trial"] not in aside
+    ]
+    if not larger:
+        return None
+    best = max(larger, key=lambda row: (row["f1_macro"], -row["latency_ms"]))
+    told = (
+        f"{upper_ms / limit_ms:.0%} of the limit are used; trial {best['trial']}, which is larger, takes "
+        f"{best['latency_ms']:.3f} ms and had macro F1 {best['f1_macro']:.4f} after its short training"
+    )
+    return {"told": told, "trial": best["trial"]}
 
 
 def _config_hash(run: Run) -> str:

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from models.language import canonical_hash
 from pipeline.errors import EnvironmentProblem, PipelineError
 from pipeline.passwords import NO_URL, without_password
+from pipeline.reread import DETAILS, reread
 
 Direction = Literal["maximize", "minimize"]
 HEARTBEAT_S, GRACE_S = 10, 60
@@ -36,8 +37,6 @@ _OPENED = 3
 """Two that find an empty database at once both make its tables, and one fails."""
 FREE = "free"
 """The attribute of a trial whose training another search made, under other limits: the budget does not count it."""
-DETAILS = "details"
-"""The user attribute of a trial that holds what is known about its network, at least under the names in MEASURED."""
 MEASURED: dict[str, type] = {
     **dict.fromkeys(("params", "macs", "input_size", "size_bytes"), int),
     **dict.fromkeys(("graph", "timings"), list),
@@ -48,7 +47,6 @@ _WORKER, _MEANING, _TRIES, _AGAIN, _INTERRUPTED = "worker", "meaning", "tries", 
 _SEARCH_AGAIN = "put the database aside and search again: measurements and trainings are kept"
 _DAMAGED_FILE = ("not a database", "malformed")
 """In SQLite's words."""
-_REFERENCES = "control_ms"
 
 
 def quiet_optuna() -> None:
@@ -262,14 +260,6 @@ def mark_interrupted(study: optuna.Study, worker: str) -> None:
             study._storage.set_trial_user_attr(left._trial_id, _INTERRUPTED, True)
 
 
-def same_references(study: optuna.Study, measured: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The control's milliseconds that all who take part in a study reckon with: those of the first."""
-    if _REFERENCES not in study.user_attrs:
-        study.set_user_attr(_REFERENCES, measured())
-    known: dict[str, float] = study.user_attrs[_REFERENCES]
-    return known
-
-
 def take_up(study: optuna.Study, worker: str, alone: bool, retries: int | None = _RETRIES) -> None:
     """Try again what this worker, or one of its crew, left RUNNING when it was killed. alone: nobody else takes part,
     so all that is RUNNING was left. retries: of one trial; None: without end."""
@@ -333,11 +323,17 @@ def known_params(trial: FrozenTrial) -> dict[str, Any]:
     return {**(asked if isinstance(asked, dict) else {}), **trial.params}
 
 
+def bring_back(study: optuna.Study, rejected: FrozenTrial) -> None:
+    """Try a trial again that was rejected on evidence which was found to be wrong."""
+    _enqueue_again(study, rejected, _tries(rejected))
+
+
 def own_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The study's trials, except those that are tried again and those that another program finished."""
+    """The study's trials, except those that are tried again and those that another program finished, with all
+    latencies as they are known to be now."""
     trials = study.get_trials(deepcopy=False)
     again = {number for t in trials if (number := _again_of(t)) is not None}
-    return [t for t in trials if t.number not in again and not foreign(t)]
+    return reread([t for t in trials if t.number not in again and not foreign(t)])
 
 
 def _again_of(trial: FrozenTrial) -> int | None:

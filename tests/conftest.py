@@ -147,7 +147,14 @@ def _draw_tiny(folder: Path) -> None:
     config = {
         "data": {"root": str(folder / "photos")},
         "latency": {"limit_ms": 1000, "processes": 7},
-        "search": {"trials": 2, "epochs": 1, "subset": 1.0, "input_sizes": [64]},
+        "search": {
+            "trials": 2,
+            "epochs": 1,
+            "subset": 1.0,
+            "input_sizes": [64],
+            "measure": ["onnxruntime-f32", "openvino-f32"],
+        },
+        "gate": {"wait_minutes": 0.2},
         "select": {"f1_floor": 0.0, "input_size": None, "processes": 2},
         "teacher": {"name": "mobilenetv3_small_050", "weights": "none", "epochs": 2, "learning_rate": 1e-3},
         "distill": {"epochs": 2, "views": 2},

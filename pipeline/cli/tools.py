@@ -161,7 +161,9 @@ def init_command(
         check_writable("-o", output)
     with chatter_to_stderr():
         result = write_build(root, output, limit_ms, weights, images, limit_s, say)
-    emit(result, as_json, lambda: typer.echo(f"{output}: limit {result['limit_ms']:g} ms; edgebuild run -c {output}"))
+    why = "" if limit_ms is not None else f" ({result['limit_why']})"
+    told = f"{output}: limit {result['limit_ms']:g} ms{why}; edgebuild run -c {output}"
+    emit(result, as_json, lambda: typer.echo(told))
     return 0
 
 

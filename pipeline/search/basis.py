@@ -1,6 +1,6 @@
 """What a search stands on: its data, its study, what a trial of it means, and what times and trains its candidates."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from pipeline.training.inputs import Arrays
 
 _DIRECTIONS: tuple[Direction, ...] = ("maximize", "minimize", "minimize")
 _METRICS = ("macro F1", "p90 [ms]", "parameters")
-_LAYOUT = 2
+_LAYOUT = 3
 """Of the attributes of a trial; a study of an earlier one is not gone on with."""
 
 
@@ -129,15 +129,13 @@ class Search:
         return study
 
 
-def candidate_timer(
-    config: BuildConfig, folder: Path, machine: Machine, references: Mapping[str, float] | None = None
-) -> CandidateTimer:
-    """For a config; folder: of the studies. references: see CandidateTimer."""
+def candidate_timer(config: BuildConfig, folder: Path, machine: Machine, all_forms: bool = False) -> CandidateTimer:
+    """For a config; folder: of the studies. all_forms: time everything that can ship, whatever `search.measure` is."""
     latency, memory = config.latency, config.limits.memory is not None
-    wanted = forms(latency.runtimes, latency.precisions, machine.host(), config.search.measure)
-    return CandidateTimer(
-        folder / "measurements", wanted, latency.threads, latency.limit_ms, machine, memory, references
-    )
+    asked = None if config.search.measure == "auto" or all_forms else config.search.measure
+    wanted = forms(latency.runtimes, latency.precisions, machine.host(), asked)
+    learns = asked is None and not all_forms
+    return CandidateTimer(folder / "measurements", wanted, latency.threads, latency.limit_ms, machine, memory, learns)
 
 
 def open_search(run: Run) -> Search:

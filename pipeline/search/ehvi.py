@@ -29,6 +29,7 @@ from scipy.special import ndtr
 
 from models.joined import SPACE, JoinedSpace
 from models.language import SpecError
+from pipeline.reread import reread
 from pipeline.search.gaussian import LEAST, Code, Model
 from pipeline.study import foreign
 
@@ -115,7 +116,7 @@ class ExpectedFront(BaseSampler):
         return found
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        self._chosen = self._propose(study.get_trials(deepcopy=False), trial.number)
+        self._chosen = self._propose(reread(study.get_trials(deepcopy=False)), trial.number)
         return self._chosen.distributions if self._chosen else {}
 
     def sample_relative(

@@ -15,16 +15,28 @@ from pipeline.files import read_record
 from pipeline.search.basis import Search
 from pipeline.search.insight import what_helps
 from pipeline.search.limits import limits_of
-from pipeline.search.measured import Timer
+from pipeline.search.measured import Timer, Timing
 from pipeline.search.samplers import warning
 from pipeline.search.spaces import check_space
-from pipeline.search.tally import STOPPED, TRAINED, Tally, all_at_work, fate, nearest_miss, rows_of, summary, used_up
+from pipeline.search.tally import (
+    REJECTED,
+    STOPPED,
+    TRAINED,
+    Tally,
+    all_at_work,
+    fate,
+    nearest_miss,
+    rows_of,
+    summary,
+    used_up,
+)
 from pipeline.search.trial import LOST, UNFIT, evaluate, no_timing, timed
 from pipeline.study import (
     DETAILS,
     FREE,
     agree,
     alive,
+    bring_back,
     foreign,
     is_last_try,
     known_params,
@@ -37,6 +49,8 @@ from pipeline.study import (
 
 _WAIT_S = 1.0
 _ROUNDING = 1e-6
+_ALL_BUT = 1.03
+"""A candidate within this factor of the limit counts as keeping it; `select` looks again."""
 _HINT_AFTER = 30
 """Rejects without a single candidate that keeps the limits, after which it is said what would help."""
 
@@ -155,7 +169,9 @@ def step(search: Search, study: optuna.Study, timer: Timer) -> str | None:
         waiting = [t for t in own_trials(study) if t.state == TrialState.WAITING]
     if reason and not any(is_last_try(t) for t in waiting):
         return reason
-    if all_at_work(tally, config) or (sweeps and not waiting):
+    if not waiting and (count := _bring_back(study, trials)):
+        search.say(f"search: {count} rejected candidates keep the limits by what is known now, and are trained")
+    elif all_at_work(tally, config) or (sweeps and not waiting):
         time.sleep(_WAIT_S)
         return None
     if tally.rejected and tally.rejected % _HINT_AFTER == 0 and (hint := nothing_fits(trials, search)):
@@ -166,6 +182,14 @@ def step(search: Search, study: optuna.Study, timer: Timer) -> str | None:
     with alive(study, trial, search.worker):
         evaluate(study, trial, search, timer, trials)
     return None
+
+
+def _bring_back(study: optuna.Study, trials: Sequence[FrozenTrial]) -> int:
+    """Enqueue what was rejected while the host was thought to be faster than it is at rest; how many there are."""
+    found = [t for t in trials if fate(t) == REJECTED and max(t.user_attrs["over_limit"].values()) <= 0]
+    for trial in found:
+        bring_back(study, trial)
+    return len(found)
 
 
 def _carried_over(search: Search) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -191,7 +215,7 @@ def _slowest_first(search: Search, timer: Timer) -> list[dict[str, Any]]:
     for params in everything:
         try:
             candidate = search.space.suggest(optuna.trial.FixedTrial(params), len(search.index.classes))
-            measured.append((timed(candidate, search, timer)[0].p90_lower_ms, params))
+            measured.append((_rank(timed(candidate, search, timer)[0], search), params))
             lost = 0
         except UNFIT as error:  # its trial says so
             measured.append((0.0, params))
@@ -199,6 +223,15 @@ def _slowest_first(search: Search, timer: Timer) -> list[dict[str, Any]]:
             if lost == LOST:
                 raise no_timing(error) from error
     return [params for _, params in sorted(measured, key=lambda m: -m[0])]
+
+
+def _rank(timing: Timing, search: Search) -> float:
+    """What is tried first: rejects, which cost nothing more, then the slowest of those that keep the limit, then near
+    misses."""
+    limit_ms = search.config.latency.limit_ms
+    if timing.p90_lower_ms > limit_ms:
+        return 2 + timing.p90_ms
+    return timing.p90_ms / limit_ms if timing.p90_ms <= _ALL_BUT * limit_ms else -timing.p90_ms
 
 
 def nothing_fits(trials: Sequence[FrozenTrial], search: Search) -> str:

@@ -1,32 +1,43 @@
 """Latency of a candidate, measured in the forms in which it can ship, once for each graph, size, form and host."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 import numpy as np
 
 from export.artifact import Artifact, ModelCard
+from export.errors import ExportError
 from export.formats import FORMATS, Source
 from export.onnx_export import export_onnx
-from latency.bounds import ALPHA, percentile, quantile_bounds
+from latency.calm import calm_of, seen_in
+from latency.errors import InputError
 from latency.host import INT8_DOT, Host
-from latency.machine import CONTROL, LOCAL, Machine
+from latency.machine import LOCAL, Machine
 from latency.measure import WarmTimer, measure
-from latency.records import ProcessRun, Subject
+from latency.records import Measurement, ProcessRun
 from latency.sampling import BLOCK, Plan
 from models.build import build
 from models.spec import ModelSpec
-from pipeline import FORMAT
 from pipeline.errors import PipelineError
 from pipeline.files import read_record, write_record
 
-_PLAN = Plan(samples=150, seconds=0.4, warmup_seconds=0.3)
-_CONTROL_PLAN = Plan(samples=400, seconds=1.0)
+_PLAN = Plan(samples=150, seconds=0.3, warmup_seconds=0.2)
 _PEAK_PLAN = Plan(samples=BLOCK, seconds=0.1, least=BLOCK, warmup_seconds=0.0)
-_TRIES = 3
+_TIMINGS = 3
+"""At most so many of a form whose p90 is near the limit."""
+_NEAR = 1.2
+"""Within this factor of the limit a candidate is timed again, before it is given up or trained."""
+_LEARNT_FROM, _WINS = 4, 1.1
+"""From so many candidates it is learnt which forms win: those that were within this factor of the fastest."""
+_INT8_GAIN = 4.0
+"""INT8 is at most so many times as fast as the fastest of the other forms, until it is learnt how much it is here."""
+_RIVAL = 1.15
+"""A form within this factor of the fastest may be the fastest."""
 _NOISE = 2
 """Images that INT8 is calibrated on, for its time only."""
 _HOPELESS = 2.0
@@ -46,16 +57,19 @@ class Form:
 
 @dataclass(frozen=True)
 class Timing:
-    """p90 of one warm process, as it would be with the control as fast as when this host was first timed in this run.
-
-    p90_lower_ms: its 99 % lower bound, of which the constraint is made. drift: control now / control then. peak_mib: of
-    a fresh process that runs it; None where no limit of memory is set.
+    """The p90 of a form, as it would be with this host at rest (`latency.calm`). p90_lower_ms: its lower bound, of
+    which the constraint is made. control_p50_ms, control_p90_ms: of the control in the calmest blocks beside it,
+    medians over the `timings`. rest_p90_ms: what the control's p90 at rest was taken to be. peak_mib: of a fresh
+    process that runs it; None where no limit of memory is set.
     """
 
     form: str
     p90_ms: float
     p90_lower_ms: float
-    drift: float
+    control_p50_ms: float
+    control_p90_ms: float
+    rest_p90_ms: float
+    timings: int
     effective_precision: str
     size_bytes: int
     peak_mib: float | None = None
@@ -64,17 +78,15 @@ class Timing:
 def forms(
     runtimes: tuple[str, ...], precisions: tuple[str, ...], host: Host, asked: tuple[str, ...] | None = None
 ) -> list[Form]:
-    """The forms that can ship and that this host can run; of these the ones asked for (`search.measure`), or all but
-    INT8. Raises PipelineError where none is left."""
+    """The forms that can ship and that this host can run; of these the ones asked for (`search.measure`), or all.
+    Raises PipelineError where none is left."""
     able = [
         Form(runtime, precision)
         for runtime in runtimes
         for precision in precisions
         if precision != "bf16" or (runtime == "openvino" and host.has_bf16)
     ]
-    found = [f for f in able if (str(f) in asked if asked else f.precision != "int8")]
-    if not found and not asked:  # INT8 alone may ship: its f32 form is quick to make, and is what the search times
-        found = [Form(runtime, "f32") for runtime in runtimes if any(f.runtime == runtime for f in able)]
+    found = [f for f in able if not asked or str(f) in asked]
     if not found:
         key, value = ("search.measure", asked) if asked else ("latency.precisions", precisions)
         raise PipelineError(
@@ -113,8 +125,7 @@ class Timer(Protocol):
 
 class CandidateTimer:
     """Measures specs; records lie in `folder`, named by graph, input size, form, threads and host. memory: measure the
-    peak of a fresh process too. references: the control's medians by runtime, in ms, when the target was first timed;
-    None: they lie in the folder, or are taken when first needed."""
+    peak of a fresh process too. learns: after the first few candidates, time only the forms that win here."""
 
     def __init__(
         self,
@@ -124,13 +135,17 @@ class CandidateTimer:
         limit_ms: float,
         machine: Machine = LOCAL,
         memory: bool = False,
-        references: Mapping[str, float] | None = None,
+        learns: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._host, self._forms, self._threads = folder, machine.host(), forms, threads
-        self._plan = replace(_PLAN, hopeless_ms=_HOPELESS * limit_ms)
-        self._machine, self._timer, self._memory = machine, WarmTimer(machine), memory
-        self._references = dict(references or {})
+        self._limit_ms, self._plan = limit_ms, replace(_PLAN, hopeless_ms=_HOPELESS * limit_ms)
+        self._machine, self._timer, self._memory, self._learns = machine, WarmTimer(machine), memory, learns
+        self._seen: dict[str, list[tuple[float, float]]] = {}
+        self._found: list[dict[Form, float]] = []
+        for path in sorted(folder.glob(f"*-{threads}-{self._host.key}.json")):
+            if known := read_record(path):
+                self._learn(known)
 
     def __enter__(self) -> "CandidateTimer":
         self._timer.__enter__()
@@ -140,31 +155,85 @@ class CandidateTimer:
         self._timer.__exit__(*exc)
 
     def time(self, spec: ModelSpec, card: ModelCard, seed: int) -> list[Timing]:
-        timings = []
+        """Each form once; where the limit is near, those that might be the fastest again, up to _TIMINGS times."""
+        records: dict[Form, dict[str, Any]] = {}
+        failed: dict[Form, Exception] = {}
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "candidate.onnx"
-            for form in self._forms:
-                name = f"{spec.hash}-{spec.input_size}-{form}-{self._threads}-{self._host.key}.json"
-                record = self._folder / name
-                known = self._known(record)
-                if known is None:
-                    artifact = write_form(spec, card, seed, form, file, self._host)
-                    known = self._measure(artifact.subject(self._threads), artifact.size_bytes)
-                    write_record(record, known)
-                timings.append(self._timing(known, form))
-        return sorted(timings, key=lambda t: t.p90_ms)
+            made = cache(lambda form: write_form(spec, card, seed, form, file, self._host))
+            for form in self._wanted():
+                if form.precision == "int8" and self._too_slow_for_int8(records):
+                    break
+                try:
+                    records[form] = self._timed(spec, form, made, least=1)
+                except (ExportError, InputError) as error:  # a runtime that cannot take it; another one may
+                    failed[form] = error
+            if not records:
+                raise next(iter(failed.values()))
+            for count in range(2, _TIMINGS + 1):
+                timings = {form: self._timing(record, form) for form, record in records.items()}
+                fastest = min(t.p90_ms for t in timings.values())
+                if not self._limit_ms / _NEAR < fastest < self._limit_ms * _NEAR:
+                    break
+                for form in (f for f, t in timings.items() if t.p90_ms < _RIVAL * fastest):
+                    records[form] = self._timed(spec, form, made, least=count)
+        found = {form: self._timing(record, form) for form, record in records.items()}
+        self._found.append({form: timing.p90_ms for form, timing in found.items()})
+        return sorted(found.values(), key=lambda t: t.p90_ms)
 
-    def _measure(self, subject: Subject, size_bytes: int) -> dict[str, Any]:
-        """Again while the host is disturbed, a few times: no candidate shall be rejected for its neighbours."""
-        for _ in range(_TRIES):
+    def _too_slow_for_int8(self, records: dict[Form, dict[str, Any]]) -> bool:
+        """Whether INT8 could not make up for what the other forms are over the limit."""
+        fastest = min((self._timing(r, f).p90_ms for f, r in records.items()), default=0.0)
+        return fastest > _NEAR * self._int8_gain() * self._limit_ms
+
+    def _int8_gain(self) -> float:
+        """How many times as fast as the fastest of the other forms INT8 was at most."""
+        quick, int8 = ([f for f in self._forms if (f.precision == "int8") == is_int8] for is_int8 in (False, True))
+        both = [found for found in self._found if set(quick) <= set(found) and set(int8) <= set(found)]
+        if len(both) < _LEARNT_FROM or not quick:
+            return _INT8_GAIN
+        return max(min(found[f] for f in quick) / min(found[f] for f in int8) for found in both)
+
+    def _wanted(self) -> list[Form]:
+        """All forms at first, and then those that were the fastest of some candidate, or nearly so. INT8, which takes
+        long to make, comes last, behind one that is quick to make."""
+        forms = self._forms
+        whole = [found for found in self._found if set(forms) <= set(found)]
+        if self._learns and len(whole) >= _LEARNT_FROM:
+            forms = [f for f in forms if any(found[f] <= _WINS * min(found.values()) for found in whole)]
+            quick = [f for f in self._forms if f.precision != "int8"]
+            if quick and not set(quick) & set(forms):
+                forms = [min(quick, key=lambda f: median(found[f] for found in whole)), *forms]
+        return sorted(forms, key=lambda f: f.precision == "int8")
+
+    def _timed(self, spec: ModelSpec, form: Form, made: Callable[[Form], Artifact], least: int) -> dict[str, Any]:
+        """The record of a form, with so many timings at least. made: its file. Raises ExportError, LatencyError."""
+        path = self._folder / f"{spec.hash}-{spec.input_size}-{form}-{self._threads}-{self._host.key}.json"
+        record = self._known(path)
+        if record is None or len(record["runs"]) < least:
+            artifact = made(form)
+            subject = artifact.subject(self._threads)
             measured = self._timer.time(subject, self._plan)
-            if measured.unrest is None:
-                break
-        record = {**measured.as_dict(), "size_bytes": size_bytes}
-        if self._memory:
-            (fresh,) = measure([subject], 1, _PEAK_PLAN, self._machine)
-            record["peak_mib"] = fresh.runs[0].peak_mib
+            if _cut_short(measured.as_dict(), self._plan) and not self._far_over(measured):
+                measured = self._timer.time(subject, replace(self._plan, hopeless_ms=None))  # it was the neighbours
+            runs = [*(record["runs"] if record else ()), *measured.as_dict()["runs"]]
+            record = {**measured.as_dict(), "runs": runs, "size_bytes": artifact.size_bytes}
+            if self._memory:
+                (fresh,) = measure([subject], 1, _PEAK_PLAN, self._machine)
+                record["peak_mib"] = fresh.runs[0].peak_mib
+            write_record(path, record)
+            self._learn(measured.as_dict())
         return record
+
+    def _far_over(self, measured: Measurement) -> bool:
+        runtime = measured.subject.runtime
+        calm = calm_of([*self._seen.get(runtime, ()), *seen_in(measured.runs)])
+        return calm.estimate(measured.runs).p90_ms > _NEAR * self._limit_ms
+
+    def _learn(self, record: dict[str, Any]) -> None:
+        """What the control took beside this."""
+        runs = [ProcessRun.from_dict(r) for r in record["runs"]]
+        self._seen.setdefault(record["runtime"], []).extend(seen_in(runs))
 
     def _known(self, path: Path) -> dict[str, Any] | None:
         """A record that says all that is asked, and was not cut short as hopeless against a lower limit."""
@@ -172,41 +241,27 @@ class CandidateTimer:
         if record is None:
             return None
         samples = record["runs"][0]["samples_ms"]
-        cut_short = len(samples) < self._plan.least
         hopeless = self._plan.hopeless_ms is not None and min(samples) > self._plan.hopeless_ms
         lacks = "size_bytes" not in record or (self._memory and "peak_mib" not in record)
-        return None if lacks or (cut_short and not hopeless) else record
+        return None if lacks or (_cut_short(record, self._plan) and not hopeless) else record
 
     def _timing(self, record: dict[str, Any], form: Form) -> Timing:
-        run = ProcessRun.from_dict(record["runs"][0])
-        drift = run.control_p50_ms / self._reference(form.runtime)
-        lower, _ = quantile_bounds(list(run.samples_ms), 0.9, ALPHA)
+        runs = [ProcessRun.from_dict(r) for r in record["runs"]]
+        calm = calm_of(self._seen[form.runtime])
+        found = calm.estimate(runs)
         return Timing(
             str(form),
-            run.p90_ms / drift,
-            lower / drift,
-            drift,
-            run.effective_precision,
+            found.p90_ms,
+            found.low_ms,
+            median(p50_ms for p50_ms, _ in seen_in(runs)),
+            median(p90_ms for _, p90_ms in seen_in(runs)),
+            calm.p90_ms,
+            len(runs),
+            runs[0].effective_precision,
             record["size_bytes"],
             record.get("peak_mib"),
         )
 
-    def references(self) -> dict[str, float]:
-        """The control's median in ms by runtime, when this host was first timed in this run."""
-        return {runtime: self._reference(runtime) for runtime in dict.fromkeys(f.runtime for f in self._forms)}
 
-    def refer_to(self, references: Mapping[str, float]) -> None:
-        """Those of a study that others take part in."""
-        self._references |= references
-
-    def _reference(self, runtime: str) -> float:
-        if runtime in self._references:
-            return self._references[runtime]
-        path = self._folder / f"control-{runtime}-{self._threads}-{self._host.key}.json"
-        known = read_record(path)
-        if known is None:
-            run = self._timer.time(Subject.of(CONTROL, runtime, "f32", self._threads), _CONTROL_PLAN).runs[0]
-            known = {"p50_ms": percentile(run.samples_ms, 50), "format": FORMAT}
-            write_record(path, known)
-        p50_ms: float = known["p50_ms"]
-        return p50_ms
+def _cut_short(record: dict[str, Any], plan: Plan) -> bool:
+    return len(record["runs"][0]["samples_ms"]) < plan.least

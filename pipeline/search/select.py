@@ -51,6 +51,7 @@ def _inputs(run: Run) -> dict[str, Any]:
         "trials": run.output_hash("search", "trials.json"),
         "select": run.config.select.model_dump(),
         "limit_ms": run.config.latency.limit_ms,
+        "latency": "at rest",
         "submission": run.config.submission.model_dump(),
         "host": run.host.key,
         **({"aside": [asdict(a) for a in aside]} if (aside := read_attempts(run).aside) else {}),
@@ -123,18 +124,20 @@ def _select_found(run: Run, work: Path) -> dict[str, Any]:
             "latency.limit_ms, or search a space of smaller networks or inputs (search.space, search.input_sizes)"
         )
     rows = [Row(t["trial"], t["f1_macro"], t["latency_ms"], t["params"], t["input_size"]) for t in trials.values()]
-    first, table = choose(rows, rule, wanted)
-    again = _finalists(run, rule, trials, rows, first)
+    hopeful = [_hopeful(r, trials[r.trial], rule) for r in rows]
+    first, table = choose(hopeful, rule, wanted)
+    again = _finalists(run, rule, trials, hopeful, first, work)
     finalists = [again[r.trial].of(r) for r in rows if r.trial in again]
     chosen, compared = choose(finalists, rule, wanted)
     reasons = {r.trial: r for r in compared}
     behind = f"by the rule behind the {len(finalists)} that were measured again"
     if wanted is not None:
         behind = f"trial {wanted} was asked for (select.trial)"
-    shown = [reasons.get(r.trial) or replace(r, reason=r.reason or behind) for r in table]
+    seen = {r.trial: r.latency_ms for r in rows}
+    shown = [reasons.get(r.trial) or replace(r, latency_ms=seen[r.trial], reason=r.reason or behind) for r in table]
     handling = handling_ms(run, list(trials.values())) if run.config.submission.images else {}
     front = pareto(rows)
-    trial, seen = trials[chosen.trial], again[chosen.trial]
+    trial, looked = trials[chosen.trial], again[chosen.trial]
     student = {
         "format": FORMAT,
         "trial": chosen.trial,
@@ -143,11 +146,13 @@ def _select_found(run: Run, work: Path) -> dict[str, Any]:
         "rule": run.config.select.model_dump(exclude={"trial"}) | {"limit_ms": run.config.latency.limit_ms},
         "measurement": {
             "f1_macro": chosen.f1_macro,
-            "f1_by_seed": list(seen.f1_by_seed),
+            "f1_by_seed": list(looked.f1_by_seed),
             "latency_ms": chosen.latency_ms,
-            "p90s_ms": list(seen.p90s_ms),
+            "p90s_ms": list(looked.p90s_ms),
             "while_searching_ms": trial["latency_ms"],
-            **{k: trial[k] for k in ("form", "params", "macs", "size_bytes")},
+            "form": looked.form,
+            "size_bytes": looked.size_bytes,
+            **{k: trial[k] for k in ("params", "macs")},
             "host": run.host.key,
         },
         "hyper": trial["hyper"],
@@ -179,17 +184,24 @@ def is_another(run: Run, aside: Sequence[SetAside]) -> bool:
     return any(keeps(r, _rule(run, aside)) for r in rows)
 
 
-def _finalists(run: Run, rule: Rule, trials: dict[int, Any], rows: list[Row], first: Row) -> dict[int, Again]:
+def _hopeful(row: Row, trial: dict[str, Any], rule: Rule) -> Row:
+    """A near miss, as if it kept the limit: it may, when it is timed again."""
+    return replace(row, latency_ms=min(row.latency_ms, rule.limit_ms)) if trial["over_limit"]["latency"] <= 0 else row
+
+
+def _finalists(
+    run: Run, rule: Rule, trials: dict[int, Any], rows: list[Row], first: Row, work: Path
+) -> dict[int, Again]:
     """As many as asked for that keep the rule after they were measured again, and those that did not, in the order of
     the rule. Those that are compared are timed in turn: where one drops out, the others again with its successor."""
     select = run.config.select
     if select.trial is not None:
-        return look_again(run, [trials[first.trial]])
+        return look_again(run, [trials[first.trial]], work)
     order, again = by_the_rule(rows, rule), dict[int, Again]()
     kept: list[Row] = []
     while missing := list(islice(order, select.finalists - len(kept))):
         asked = kept + missing
-        again |= look_again(run, [trials[r.trial] for r in asked])
+        again |= look_again(run, [trials[r.trial] for r in asked], work)
         kept = [r for r in asked if keeps(again[r.trial].of(r), rule)]
     return again
 

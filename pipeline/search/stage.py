@@ -11,7 +11,6 @@ from pipeline.search.insight import importances_by_objective
 from pipeline.search.loop import run_search
 from pipeline.search.together import search_together
 from pipeline.stages import Crew, Run, Stage
-from pipeline.study import same_references
 
 
 def _inputs(run: Run) -> dict[str, Any]:
@@ -32,8 +31,6 @@ def _search(run: Run, work: Path) -> dict[str, Any]:
     if run.crew == Crew():
         search = open_search(run)
         with candidate_timer(run.config, run.folder / "study", run.machine) as timer:
-            if run.config.search.storage is not None:
-                timer.refer_to(same_references(search.open(), timer.references))
             result = run_search(search, timer)
     else:
         result = search_together(run)

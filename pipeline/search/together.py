@@ -39,7 +39,7 @@ from pipeline.search.loop import conclude, prepare, work
 from pipeline.search.measured import CandidateTimer, Timing
 from pipeline.search.tally import Tally, used_up
 from pipeline.stages import Run
-from pipeline.study import GRACE_S, mark_interrupted, own_trials, same_references, take_up, take_up_lost
+from pipeline.study import GRACE_S, mark_interrupted, own_trials, take_up, take_up_lost
 from pipeline.training.begin import begin, load_arrays
 from pipeline.training.checkpoint import pixels
 from pipeline.training.inputs import Arrays
@@ -84,9 +84,7 @@ def _search_on(ray: ModuleType, run: Run) -> dict[str, Any]:
     origin = Origin(run.config, run.folder.resolve(), run.worker, run.host.key)
     check_nodes(ray, run)
     search = open_search(run)
-    first = ray.remote(_references).options(num_cpus=0, **where)
-    references = same_references(search.open(), lambda: ray.get(first.remote(origin)))
-    timer = RayTimer(ray.remote(_time).options(num_cpus=0, max_retries=-1, **where), origin, references)
+    timer = RayTimer(ray.remote(_time).options(num_cpus=0, max_retries=-1, **where), origin)
     study = prepare(search, timer)
     home = ray.remote(Home).options(num_cpus=0, scheduling_strategy=near).remote(origin)
     given = ray.put(Given(search.index, search.space, search.weights, _weights(search)))
@@ -163,8 +161,8 @@ _timers: dict[bytes, CandidateTimer] = {}
 """Of this process, with the warm processes that they keep."""
 
 
-def _timer(origin: Origin, references: dict[str, float] | None = None) -> CandidateTimer:
-    key = pickle.dumps((origin, references))
+def _timer(origin: Origin) -> CandidateTimer:
+    key = pickle.dumps(origin)
     if key not in _timers:
         machine = machine_of(origin.config.target, MODULES)
         if machine.host().key != origin.host_key:  # a node that joined later than the others were looked at
@@ -172,31 +170,25 @@ def _timer(origin: Origin, references: dict[str, float] | None = None) -> Candid
                 f"--ray: a node with the resource {TARGET} is another kind of host than the search began with, and "
                 "milliseconds of two kinds do not mix: take it out of the cluster, then search on"
             )
-        _timers[key] = candidate_timer(origin.config, origin.studies(), machine, references)
+        _timers[key] = candidate_timer(origin.config, origin.studies(), machine)
     return _timers[key]
 
 
-def _references(origin: Origin) -> dict[str, float]:
-    return _timer(origin).references()
-
-
-def _time(origin: Origin, references: dict[str, float], spec: dict[str, Any], card: str, seed: int) -> list[Timing]:
-    return _timer(origin, references).time(ModelSpec.parse(spec), ModelCard.from_json(card), seed)
+def _time(origin: Origin, spec: dict[str, Any], card: str, seed: int) -> list[Timing]:
+    return _timer(origin).time(ModelSpec.parse(spec), ModelCard.from_json(card), seed)
 
 
 @dataclass(frozen=True)
 class RayTimer:
-    """A timer whose work is done wherever the cluster has a target. references: see CandidateTimer; of the first node,
-    so that all count in the same milliseconds."""
+    """A timer whose work is done wherever the cluster has a target."""
 
     task: Any
     origin: Origin
-    references: dict[str, float]
 
     def time(self, spec: ModelSpec, card: ModelCard, seed: int) -> list[Timing]:
         import ray
 
-        asked = self.task.remote(self.origin, self.references, spec.document(), card.to_json(), seed)
+        asked = self.task.remote(self.origin, spec.document(), card.to_json(), seed)
         try:
             found: list[Timing] = ray.get(asked)
         except ray.exceptions.RayTaskError as error:

@@ -17,7 +17,7 @@ from export.all_in import measure_all_in
 from export.artifact import Artifact
 from export.parity import compare, keeps_f1, logits_of, losses, quality
 from export.portability import on_older_cpu, relies_on
-from latency.calm import Calm, calm_of, calm_runs, wait_for_calm
+from latency.calm import Calm, calm_of, calm_runs, seen_in, wait_for_calm
 from latency.errors import LatencyError
 from latency.gate import claim, gate
 from latency.host import this_host
@@ -28,7 +28,8 @@ from pipeline import FORMAT
 from pipeline.attempts import Attempt, add_attempt, read_attempts
 from pipeline.data.stage import load_index
 from pipeline.errors import ChangedOutput
-from pipeline.files import read_record, write_json
+from pipeline.files import write_json
+from pipeline.rest import control_runs
 from pipeline.search.limits import shipped_over
 from pipeline.search.score import score
 from pipeline.ship.candidates import split_arrays
@@ -129,7 +130,7 @@ class _Rest:
     def calm(self, runtime: str) -> Calm:
         if runtime not in self._seen:
             self._seen[runtime] = control_runs(self._run, runtime)
-        return calm_of(self._seen[runtime])
+        return calm_of(seen_in(self._seen[runtime]))
 
     def learn(self, measurement: Measurement) -> None:
         self._seen.setdefault(measurement.subject.runtime, []).extend(measurement.runs)
@@ -145,22 +146,6 @@ class _Rest:
         )
         self._left_s -= time.monotonic() - began
         return came
-
-
-def control_runs(run: Run, runtime: str) -> list[ProcessRun]:
-    """Every timing of the control that this run folder has of this host, in this runtime and with these threads."""
-    threads, host = run.config.latency.threads, run.host.key
-    records = [read_record(p) for p in sorted((run.folder / "study" / "measurements").glob("*.json"))]
-    found = [r for r in records if r and "runs" in r]
-    if run.has("verify", "measurements.json"):
-        found += run.read("verify", "measurements.json")
-    measured = [Measurement.from_dict({k: v for k, v in r.items() if k != "digest"}) for r in found]
-    return [
-        r
-        for m in measured
-        if (m.subject.runtime, m.subject.threads, m.host["key"]) == (runtime, threads, host)
-        for r in m.runs
-    ]
 
 
 def _gate_file(run: Run, entry: dict[str, Any], rest: _Rest) -> Gated:

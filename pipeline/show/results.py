@@ -86,6 +86,9 @@ def show_result(result: dict[str, Any], folder: Path) -> None:
         if result["preflight"]:
             told = "; ".join(result["preflight"]["reasons"])
             put(f"preflight: {result['preflight']['verdict']}{f': {told}' if told else ''}")
+        if result.get("hint"):
+            hint = result["hint"]
+            put(f"hint: {hint['told']}: edgebuild run --run-dir {folder} --set select.trial={hint['trial']}")
     put(f"record: {folder / 'result.json'}", f"report: {folder / 'report.html'}")
 
 

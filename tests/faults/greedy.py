@@ -23,6 +23,7 @@ def _answer(request: dict[str, Any]) -> Any:
             raise OSError(28, "No space left on device", "/somewhere")
         case "bug":
             return {}["x"]
+    return None
 
 
 if __name__ == "__main__":

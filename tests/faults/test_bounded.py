@@ -58,15 +58,16 @@ def _many(value, size=15_000_000):
     return "[" + ",".join([value] * (size // (len(value) + 1))) + "]"
 
 
+def _numbered(count):
+    return "{" + ",".join(f'"{i}":1' for i in range(count)) + "}"
+
+
 LARGE = {
     "numbers for rows": ("recorded", _many("1")),
     "lists for classes": ("classes", _many("[]")),
     "objects for needs": ("relies_on", _many("{}")),
-    "numbers for hashes": ("files", "{" + ",".join(f'"{i}":1' for i in range(1_000_000)) + "}"),
-    "numbers for samples": (
-        "golden",
-        '{"tolerance":1,"samples":{' + ",".join(f'"{i}":1' for i in range(900_000)) + "}}",
-    ),
+    "numbers for hashes": ("files", _numbered(1_000_000)),
+    "numbers for samples": ("golden", f'{{"tolerance":1,"samples":{_numbered(900_000)}}}'),
     "an unknown key that holds much": ("more", _many("1")),
 }
 
@@ -83,7 +84,7 @@ def test_a_large_manifest_is_refused_in_seconds(bundle, what):
 
 def test_a_key_at_the_end_of_many_that_is_there_twice(bundle):
     path = bundle / "manifest.json"
-    many = "{" + ",".join(f'"{i}":1' for i in range(900_000)) + ',"899999":1}'
+    many = _numbered(900_000)[:-1] + ',"899999":1}'
     path.write_text(path.read_text().replace('"relies_on": []', f'"relies_on": [], "files": {many}', 1))
     assert cause(preflight(bundle, Limits())).name == "manifest"
 

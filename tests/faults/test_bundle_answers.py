@@ -203,7 +203,7 @@ def test_classes_that_only_some_folders_are_named_after_cannot_be_compared(answe
     verdicts, told = said(judge_recorded, manifest, digests, renamed, found)
     assert "inconclusive" in verdicts
     assert "in folders that are no class of this model (a.)" in told
-    verdicts, told = said(judge_recorded, manifest, digests, dict.fromkeys(truth, {"unsorted"}), found)
+    verdicts, told = said(judge_recorded, manifest, digests, {digest: {"unsorted"} for digest in truth}, found)
     assert verdicts == ["pass"]
     assert "their true classes are the packer's word" in told
 

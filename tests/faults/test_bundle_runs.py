@@ -326,7 +326,7 @@ def test_the_timing_lock_is_not_held_while_a_stranger_is_waited_for(
     replace_text(bundle / "predict.py", "import argparse", "import time\ntime.sleep(3)\nimport argparse")
     seal(bundle)
     with ThreadPoolExecutor(1) as pool:
-        found = pool.submit(preflight, bundle, Limits(seconds=1), wheels=wheels)
+        found = pool.submit(check, bundle, Limits(seconds=1), wheels=wheels)
         longest = 0.0
         while not found.done():
             began = time.monotonic()

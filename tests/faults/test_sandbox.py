@@ -89,8 +89,9 @@ def test_no_other_process_can_be_changed_and_nothing_used_up_that_a_user_has_so_
         tmp_path,
         """
         import ctypes, errno, os, resource, signal
-        calls = {"rt_sigqueueinfo": 129, "io_setup": 206, "timer_create": 222, "epoll_create1": 291, "inotify_init": 253,
-                 "inotify_init1": 294, "migrate_pages": 256, "move_pages": 279, "process_madvise": 440, "pidfd_getfd": 438}
+        calls = {"rt_sigqueueinfo": 129, "io_setup": 206, "timer_create": 222, "epoll_create1": 291}
+        calls |= {"inotify_init": 253, "inotify_init1": 294, "migrate_pages": 256, "move_pages": 279}
+        calls |= {"process_madvise": 440, "pidfd_getfd": 438}
         libc = ctypes.CDLL(None, use_errno=True)
         for name, number in calls.items():
             if libc.syscall(number, 1, 1, 0, 0, 0) >= 0 or ctypes.get_errno() != errno.ENOSYS:
@@ -121,11 +122,9 @@ def test_no_other_process_can_be_changed_and_nothing_used_up_that_a_user_has_so_
 def test_what_cannot_be_watched_is_ended(tmp_path, monkeypatch):
     changed = tmp_path / "rehearsal.py"
     source = Path(rehearsal.__file__).read_text()
-    changed.write_text(
-        source.replace(
-            "        machine = _memory_of_machine()\n        shared", "        raise OSError\n        shared"
-        )
-    )
+    at = "        machine = _memory_of_machine()\n        shared = machine"
+    assert at in source
+    changed.write_text(source.replace(at, "        raise OSError\n        shared = machine"))
     monkeypatch.setattr(rehearsal, "__file__", str(changed))
     assert rehearsed(tmp_path, "import time; time.sleep(600)").exceeded == "watch"
 

@@ -1,6 +1,7 @@
 """Trim a real run folder to the records that its report reads: python tests/golden/make_run.py RUN tests/golden/run.
 
-tests/golden/run is of `edgebuild run -c demo --set latency.limit_ms=0.6 --set search.trials=12`.
+tests/golden/run is of `edgebuild run -c demo --set latency.limit_ms=1.2 --set search.trials=12 --set
+search.max_minutes=8`.
 """
 
 import json
@@ -31,6 +32,7 @@ def main(run: Path, golden: Path) -> None:
         "teach/training.json",
         "distill/training.json",
         "verify/race.json",
+        "gate/gate.json",
         "gate/measurement.json",
         "gate/profile.json",
     ):

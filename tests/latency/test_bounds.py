@@ -5,7 +5,17 @@ import math
 import numpy as np
 import pytest
 
-from latency.bounds import ALPHA, binomial_tail, lower_rank, percentile, plan_looks, quantile_bounds, upper_rank
+from latency.bounds import (
+    ALPHA,
+    attempt_alpha,
+    binomial_tail,
+    least_processes,
+    lower_rank,
+    percentile,
+    plan_looks,
+    quantile_bounds,
+    upper_rank,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +43,15 @@ def test_looks_share_the_error(processes):
     spent = [binomial_tail(k.processes, upper_rank(k.processes, 0.5, k.alpha), 0.5) for k in looks]
     assert looks[0].processes == processes
     assert sum(spent) <= sum(k.alpha for k in looks) <= ALPHA * (1 + 1e-9)
+
+
+def test_all_attempts_together_spend_no_more_than_the_error():
+    assert sum(attempt_alpha(k) for k in range(1, 5000)) <= ALPHA
+    for attempt in (1, 2, 3, 10, 100):
+        looks = plan_looks(9, attempt)
+        assert sum(k.alpha for k in looks) <= attempt_alpha(attempt) * (1 + 1e-9)
+        assert all(upper_rank(k.processes, 0.5, k.alpha) for k in looks), "each look can give a verdict"
+        assert looks[0].processes >= least_processes(attempt)
 
 
 def test_percentile_is_a_sample_that_enough_do_not_exceed():

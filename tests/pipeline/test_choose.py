@@ -40,13 +40,13 @@ def test_where_a_finalist_drops_out_the_others_are_timed_again_beside_its_succes
     """What the clock says is scripted: the first is over the limit when it is timed again."""
     asked = []
 
-    def look_again(run, trials):
+    def look_again(run, trials, work):
         asked.append(trials)
-        return {t: Again((1.5 if t == 0 else 1.0,), (0.9,)) for t in trials}
+        return {t: Again("openvino-f32", 1, 1.5 if t == 0 else 1.0, (1.0,), (0.9,)) for t in trials}
 
     monkeypatch.setattr(select, "look_again", look_again)
     run = SimpleNamespace(config=SimpleNamespace(select=SimpleNamespace(trial=None, finalists=2)))
-    again = select._finalists(run, rule(), {n: n for n in range(4)}, [row(n) for n in range(4)], row(0))
+    again = select._finalists(run, rule(), {n: n for n in range(4)}, [row(n) for n in range(4)], row(0), None)
     assert asked == [[0, 1], [1, 2]]
     assert set(again) == {0, 1, 2}
 

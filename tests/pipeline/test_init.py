@@ -33,10 +33,11 @@ def test_without_a_hub_and_a_limit_it_proposes_networks_from_scratch(cli, photos
     told, config = json.loads(done.stdout), load_config(tmp_path / "build.yaml")
     assert told["weights"] == "none"
     assert 0.05 < told["limit_ms"] == config.latency.limit_ms < 50
-    assert "no --limit-ms was given: timing cpu_small of the zoo, to propose one" in done.stderr
+    assert "no --limit-ms was given: timing 12 networks of the space cpu, to propose one" in done.stderr
     assert "the hub does not answer" in done.stderr
     assert (config.data.root, config.distill.weight, config.search.space) == (str(photos), 0, "cpu")
     text = (tmp_path / "build.yaml").read_text()
+    assert "of 12 networks of the space cpu keep it here" in text
     assert "# 48 photos in train/, 18 photos in val/\n# 3 classes: checks, dots, stripes\n" in text
 
 

@@ -12,7 +12,7 @@ def config(**limits):
 
 
 def timing(form="openvino-f32", ms=1.0, size=1000, peak=None):
-    return Timing(form, ms, ms * 0.9, 1.0, "f32", size, peak)
+    return Timing(form, ms, ms * 0.9, 0.3, 0.3, 0.3, 1, "f32", size, peak)
 
 
 def test_only_limits_that_are_set_count():

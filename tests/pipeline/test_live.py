@@ -106,7 +106,7 @@ def test_what_ended_a_command_is_in_the_log(inside, tmp_path):
     folder = tmp_path / "run"
     done = inside("search", "-c", "demo", "--set", "data.root=gone", "--run-dir", folder, "-q")
     assert done.returncode == 2
-    assert "  ended: data.root: gone: no such folder" in (folder / "log.txt").read_text()
+    assert "gone: no such folder" in (folder / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(

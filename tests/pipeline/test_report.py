@@ -205,7 +205,7 @@ def test_the_weights_of_every_axis_are_those_of_the_record():
     lines = figures.by_process(measurement, claim).figure.data
     assert len(lines) == len(measurement["runs"])
     for line, process in zip(lines, measurement["runs"], strict=True):
-        assert sum(line.y) == pytest.approx(1, abs=0.05), "the last percent is not shown"
+        assert sum(line.y) == pytest.approx(1, abs=0.1), "the slowest percent of all is not shown"
         assert min(process["samples_ms"]) >= line.x[0] - 0.1
 
 
@@ -243,7 +243,7 @@ def test_a_gate_without_bounds_claims_nothing(tmp_path):
         (folder / name).write_text(json.dumps(record))
     run = opened_run(folder)
     text = report(run, standing(run)).read_text(encoding="utf-8")
-    assert "no bounds from 9 fresh processes" in text
+    assert f"no bounds from {claim['processes']} fresh processes" in text
     assert "The claim" not in text
     assert "The band" not in text
 

@@ -1,4 +1,4 @@
-"""Candidates: timed once, again where the host was disturbed, and passed over where they are of no use."""
+"""Candidates: timed once, again where the limit is near, and passed over where they are of no use."""
 
 import re
 import shutil
@@ -32,28 +32,91 @@ SPEC = ModelSpec.parse(
 FORM = Form("onnxruntime", "f32")
 
 
-@pytest.mark.parametrize(("disturbed", "calls"), [(0, 1), (1, 2), (9, 3)])
-def test_a_disturbed_candidate_is_timed_again_a_few_times(disturbed, calls, tmp_path, monkeypatch):
-    """Real times; what the control says of the host is written over."""
+def scripted(monkeypatch, script):
+    """Real files; what their timings say is written over: script(n-th timing) -> (ms of the file, of the control)."""
     own, seen = WarmTimer.time, []
 
     def time(timer, subject, plan):
         found = own(timer, subject, plan)
-        if "candidate" not in subject.path:
-            return found
-        seen.append(subject)
+        ms, control = script(len(seen))
+        seen.append(plan)
         (run,) = found.runs
-        half = len(run.control_ms) // 2
-        later = 2.0 if len(seen) <= disturbed else 1.0
-        return replace(found, runs=(replace(run, control_ms=(1.0,) * half + (later,) * half),))
+        return replace(found, runs=(replace(run, samples_ms=(ms,) * 40, control_ms=(control,) * 40),))
 
     monkeypatch.setattr(WarmTimer, "time", time)
+    return seen
+
+
+def timed(folder, limit_ms, forms=(FORM,), learns=False):
     card = student_card(SPEC, ("a", "b"), "squash")
-    with CandidateTimer(tmp_path, [FORM], 1, 50.0) as timer:
-        first = timer.time(SPEC, card, 0)
-        assert len(seen) == calls
-        assert timer.time(SPEC, card, 0) == first  # known by now
-    assert len(seen) == calls
+    with CandidateTimer(folder, list(forms), 1, limit_ms, learns=learns) as timer:
+        found = timer.time(SPEC, card, 0)
+        assert timer.time(SPEC, card, 0) == found  # known by now
+    return found
+
+
+@pytest.mark.parametrize(("limit_ms", "timings"), [(1.5, 1), (1.1, 3), (0.9, 3), (0.7, 1)])
+def test_near_misses_are_timed_again_on_either_side(limit_ms, timings, tmp_path, monkeypatch):
+    seen = scripted(monkeypatch, lambda n: (1.0, 0.25))
+    (found,) = timed(tmp_path, limit_ms)
+    assert (len(seen), found.timings, found.p90_ms) == (timings, timings, pytest.approx(1.0))
+
+
+@pytest.mark.parametrize("slower", [1.5, 5.0])
+def test_a_neighbour_makes_no_candidate_slower(slower, tmp_path, monkeypatch):
+    """The control was seen at rest before; file and control are slowed down alike."""
+    scripted(monkeypatch, lambda n: (1.0, 0.25) if n == 0 else (slower * 1.2, slower * 0.25))
+    timed(tmp_path, 9.0)
+    for record in tmp_path.glob("*.json"):
+        record.rename(tmp_path / f"other-{record.name}")
+    (found,) = timed(tmp_path, 2.0)
+    assert found.p90_ms == pytest.approx(1.2)
+    assert found.control_p50_ms == pytest.approx(slower * 0.25)
+
+
+def test_what_a_neighbour_made_hopeless_is_timed_in_full(tmp_path, monkeypatch):
+    own, plans = WarmTimer.time, []
+
+    def time(timer, subject, plan):
+        plans.append(plan)
+        found = own(timer, subject, plan)
+        (run,) = found.runs
+        count = 10 if plan.hopeless_ms else 40
+        return replace(found, runs=(replace(run, samples_ms=(4.0,) * count, control_ms=(1.25,) * count),))
+
+    monkeypatch.setattr(WarmTimer, "time", time)
+    record = {"runs": [], "runtime": "onnxruntime"}
+    with CandidateTimer(tmp_path, [FORM], 1, 1.4) as timer:
+        timer._learn(record)
+        timer._seen["onnxruntime"] = [(0.25, 0.25)] * 5
+        (found,) = timer.time(SPEC, student_card(SPEC, ("a", "b"), "squash"), 0)
+    assert [p.hopeless_ms is None for p in plans] == [False, True]
+    assert found.p90_ms == pytest.approx(0.8)
+
+
+def test_a_form_that_fails_leaves_the_others(tmp_path, monkeypatch):
+    def write(spec, card, seed, form, onnx, host):
+        if form.runtime == "openvino":
+            raise ExportError("it lacks the operations X")
+        return own(spec, card, seed, form, onnx, host)
+
+    own = measured.write_form
+    monkeypatch.setattr(measured, "write_form", write)
+    forms = [FORM, Form("openvino", "f32")]
+    assert [t.form for t in timed(tmp_path, 50.0, forms)] == ["onnxruntime-f32"]
+    with pytest.raises(ExportError, match="lacks"):
+        timed(tmp_path / "b", 50.0, forms[1:])
+
+
+def test_the_forms_that_win_are_learnt_from_the_first_candidates(tmp_path, monkeypatch):
+    forms = [FORM, Form("onnxruntime", "int8"), Form("openvino", "f32"), Form("openvino", "int8")]
+    with CandidateTimer(tmp_path, forms, 1, 5.0, learns=True) as timer:
+        assert [str(f) for f in timer._wanted()][-2:] == ["onnxruntime-int8", "openvino-int8"]
+        for ms in (1.0, 2.0, 3.0, 4.0):
+            timer._found.append(dict(zip(forms, (3 * ms, ms, 2 * ms, 1.3 * ms), strict=True)))
+        assert timer._wanted() == [forms[2], forms[1]], "the quickest to make, then the winner"
+        timer._found.append(dict(zip(forms, (3.0, 1.05, 2.0, 1.0), strict=True)))
+        assert timer._wanted() == [forms[2], forms[1], forms[3]]
 
 
 def test_a_candidate_that_cannot_be_exported_ends_no_search(tiny, tmp_path, monkeypatch):
@@ -91,7 +154,7 @@ def test_a_candidate_that_cannot_be_exported_ends_no_search(tiny, tmp_path, monk
         ),
         (
             ["search.space=pretrained", "student.network=mobilenetv3_small_050", "student.weights=none.safetensors"],
-            "student.weights: none.safetensors: no such file",
+            "none.safetensors: no such file; expected hub, none or the path",
         ),
         (
             ["search.space=pretrained", "student.network=resnet18", "student.weights=none"],

@@ -23,7 +23,6 @@ from pipeline.study import (
     mark_interrupted,
     open_study,
     own_trials,
-    same_references,
     take_up,
     take_up_lost,
 )
@@ -102,11 +101,6 @@ def test_what_it_had_found_out_is_found_out_anew(tmp_path):
     take_up(study, "me", alone=True)
     assert "training" not in study.trials[1].user_attrs
     assert study.trials[1].constraints == {}
-
-
-def test_all_reckon_with_the_control_of_the_first(tmp_path):
-    assert same_references(opened(tmp_path), lambda: {"openvino": 0.2}) == {"openvino": 0.2}
-    assert same_references(opened(tmp_path), lambda: {"openvino": 0.3}) == {"openvino": 0.2}
 
 
 def test_a_crew_that_the_user_interrupts_gives_up_nothing(tmp_path):

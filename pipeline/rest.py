@@ -1,0 +1,28 @@
+"""What a run folder knows of the host at rest: every timing of the control that lies in it."""
+
+from latency.calm import Calm, calm_of, seen_in
+from latency.records import Measurement, ProcessRun
+from pipeline.files import read_record
+from pipeline.stages import Run
+
+
+def control_runs(run: Run, runtime: str) -> list[ProcessRun]:
+    """Every run of this folder, on what times it, in which the control was timed in a runtime, with the threads of the
+    config."""
+    records = [read_record(p) for p in sorted((run.folder / "study" / "measurements").glob("*.json"))]
+    found = [r for r in records if r and "runs" in r]
+    for stage in ("select", "verify"):
+        if run.has(stage, "measurements.json"):
+            found += run.read(stage, "measurements.json")
+    here = (runtime, run.config.latency.threads, run.host.key)
+    measured = [Measurement.from_dict(r) for r in found]
+    return [r for m in measured if (m.subject.runtime, m.subject.threads, m.host["key"]) == here for r in m.runs]
+
+
+def at_rest(run: Run, measured: list[Measurement]) -> dict[str, Calm]:
+    """By runtime: what the control takes at rest, by all that lies in the folder and these measurements."""
+    found = {}
+    for runtime in {m.subject.runtime for m in measured}:
+        own = [r for m in measured if m.subject.runtime == runtime for r in m.runs]
+        found[runtime] = calm_of(seen_in([*control_runs(run, runtime), *own]))
+    return found
