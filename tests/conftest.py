@@ -154,7 +154,7 @@ def _draw_tiny(folder: Path) -> None:
             "input_sizes": [64],
             "measure": ["onnxruntime-f32", "openvino-f32"],
         },
-        "gate": {"wait_minutes": 0.2},
+        "gate": {"wait_minutes": 0.1, "more_minutes": 0},
         "select": {"f1_floor": 0.0, "input_size": None, "processes": 2},
         "teacher": {"name": "mobilenetv3_small_050", "weights": "none", "epochs": 2, "learning_rate": 1e-3},
         "distill": {"epochs": 2, "views": 2},

@@ -130,9 +130,9 @@ class Search:
 
 
 def candidate_timer(config: BuildConfig, folder: Path, machine: Machine, all_forms: bool = False) -> CandidateTimer:
-    """For a config; folder: of the studies. all_forms: time everything that can ship, whatever `search.measure` is."""
+    """For a config; folder: of the studies. all_forms: learn nothing of which forms win, where none are named."""
     latency, memory = config.latency, config.limits.memory is not None
-    asked = None if config.search.measure == "auto" or all_forms else config.search.measure
+    asked = None if config.search.measure == "auto" else config.search.measure
     wanted = forms(latency.runtimes, latency.precisions, machine.host(), asked)
     learns = asked is None and not all_forms
     return CandidateTimer(folder / "measurements", wanted, latency.threads, latency.limit_ms, machine, memory, learns)

@@ -143,7 +143,7 @@ def folder(tiny_run, tmp_path):
 
 
 def shipped_file(folder):
-    shipped = json.loads((folder / "verify/race.json").read_text())["shipped"]
+    shipped = json.loads((folder / "gate/gate.json").read_text())["shipped"]
     path = folder / shipped["path"]
     return path.with_suffix(".bin") if path.suffix == ".xml" else path
 
@@ -174,11 +174,15 @@ def test_a_changed_model_is_neither_judged_nor_packed_and_run_repairs_it(cli, ti
     result = json.loads(done.stdout)
     assert sha256(shipped_file(folder)) == before, "the same weights give the same file"
     artifact = Artifact(folder / result["model"]["path"], result["model"]["runtime"], result["model"]["precision"])
-    gated = json.loads((folder / "gate/gate.json").read_text())
+    gated = json.loads((folder / "gate/gate.json").read_text())["shipped"]
     assert artifact.subject(1).sha256 == result["model"]["sha256"] == gated["sha256"]
     if done.returncode == 0:
         packed = json.loads((folder / "bundle/bundle/manifest.json").read_text())
-        assert packed["model"]["sha256"] == packed["evidence"]["latency"]["subject"]["sha256"] == gated["sha256"]
+        assert (
+            packed["model"]["sha256"]
+            == packed["evidence"]["latency"]["subject"]["sha256"]
+            == gated["shipped"]["sha256"]
+        )
 
 
 READS = {

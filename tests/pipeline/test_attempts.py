@@ -212,7 +212,7 @@ def test_where_no_file_passes_the_next_candidate_is_distilled(tiny, tiny_run, tm
     monkeypatch.setattr(stage, "gate", gate)
     shutil.rmtree(folder / "gate")
     (folder / "attempts.json").unlink()
-    with open_run(folder, load_config(tiny), said.append) as run:
+    with open_run(folder, load_config(tiny, ["gate.more_minutes=60"]), said.append) as run:
         result = run_all(run)
         kept = read_attempts(run)
     assert [a.trial for a in kept.aside] == [first]

@@ -146,6 +146,5 @@ def test_two_searches_of_one_study(cli, tiny, tmp_path, postgres):
     again = cli("search", "--run-dir", tmp_path / "a", "--set", "search.trials=9", "--json", env=environment)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["trained"] == 9
-    assert set(study.user_attrs["control_ms"]) == {"onnxruntime", "openvino"}
     known = {p.stem for p in (tmp_path / "a/study/trained").glob("*.json")}
     assert known == {t.user_attrs["training"] for t in study.trials if fate(t) == TRAINED}  # what b trained too

