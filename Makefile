@@ -52,6 +52,7 @@ latency-check: install
 bench: install
 	$(BIN)/python ci/bench/reject_cost.py
 	$(BIN)/python ci/bench/latency_bench.py
+	$(BIN)/python ci/bench/busy_bench.py
 	$(BIN)/python ci/bench/ship_bench.py
 	$(BIN)/python ci/bench/train_bench.py
 	$(BIN)/python ci/bench/overhead_bench.py

@@ -120,12 +120,12 @@ def preflight(
     try:
         found = bounded.ask("export.preflight", request)
     except bounded.Exceeded as error:
-        checks = (Check("reading", "fail", f"{error} to read what the bundle holds or its predict.py wrote"),)
-        return Preflight(checks, {}, limits, this_host().as_dict())
+        reading = Check("reading", "fail", f"{error} to read what the bundle holds or its predict.py wrote")
     except bounded.Unreadable as error:
-        checks = (Check("reading", "inconclusive", f"edgebuild cannot read what it holds ({error})"),)
-        return Preflight(checks, {}, limits, this_host().as_dict())
-    return Preflight(tuple(Check(**c) for c in found["checks"]), found["figures"], limits, found["host"])
+        reading = Check("reading", "inconclusive", f"edgebuild cannot read what it holds ({error})")
+    else:
+        return Preflight(tuple(Check(**c) for c in found["checks"]), found["figures"], limits, found["host"])
+    return Preflight((reading,), {}, limits, this_host().as_dict())
 
 
 def check(

@@ -295,7 +295,7 @@ def _command(
         command += ["--ro-bind", sys.base_prefix, sys.base_prefix]
     # Read-only: the kernel lets root, though it has no capability in here, write the machine's settings in /proc/sys.
     command += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
-    # No terminals, of which a machine has so many.
+    # No terminals: their number is limited for the whole machine.
     command += ["--size", "4096", "--tmpfs", "/dev/pts", "--remount-ro", "/dev/pts"]
     command += ["--size", str(disk_bytes), "--tmpfs", str(rehearsal.DISK)]
     for inside, given in binds.items():

@@ -1,5 +1,5 @@
-"""The system calls that the sandbox forbids: keyrings, namespaces, mounts, sockets, memory of no process, changes of
-other processes, and what a user has only so many of.
+"""The system calls that the sandbox forbids: keyrings, namespaces, mounts, sockets, memory of no process, changes to
+other processes, and resources that are limited per user.
 
 The filter is a classic BPF program, as `seccomp(2)` and `linux/filter.h` describe it. Forbidden calls fail as if the
 kernel lacked them (ENOSYS), so libraries fall back to others; sockets fail as if the network were down (ENETDOWN).
@@ -67,10 +67,10 @@ _NOTIFIERS = {
     "epoll_create1": (291, 20),
     "inotify_init1": (294, 26),
 }
-"""Of these a user has so many in all, outside of the sandbox too. Forbidden where there is no network to wait for."""
+"""Limited per user, outside the sandbox too. Forbidden where there is no network to wait for."""
 _CLONE, _SOCKET = (56, 220), (41, 198)
 _OF_ITSELF = {"sched_setaffinity": (203, 122), "prlimit64": (302, 261)}
-"""Allowed for the calling process alone, which is process 0 to them."""
+"""Allowed only for the calling process, which these calls know as process 0."""
 _INTERNET = (2, 10, 16)
 """AF_INET, AF_INET6, and AF_NETLINK, by which names are resolved. Sockets of other families reach the host (AF_VSOCK),
 or fill the kernel's memory, which no limit of a process counts (AF_UNIX)."""

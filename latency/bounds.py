@@ -11,8 +11,6 @@ from functools import cache
 
 ALPHA = 0.01
 """One-sided error of the verdicts on one limit, over all attempts and all their looks."""
-LEAST_PROCESSES = 7
-"""Fewer cannot bound the median at the first attempt: 1 - 0.5^6 = 98.4 %."""
 _LOOK_STEP = 6
 _FIRST_ATTEMPT = 0.8
 """Share of the error that the first attempt may spend; all later ones together have the rest."""
@@ -71,8 +69,17 @@ def attempt_alpha(attempt: int) -> float:
 
 
 def least_processes(attempt: int) -> int:
-    """The fewest processes whose slowest bounds the median at the attempt-th gate of a limit."""
-    return math.ceil(-math.log2(attempt_alpha(attempt)))
+    """The fewest processes that can give a verdict at the attempt-th gate of a limit."""
+    return _fewest(attempt_alpha(attempt))
+
+
+def _fewest(alpha: float) -> int:
+    """The fewest processes whose slowest bounds the median with confidence 1 - alpha: 0.5^n <= alpha."""
+    return math.ceil(-math.log2(alpha))
+
+
+LEAST_PROCESSES = least_processes(1)
+"""Fewer cannot give a verdict at all."""
 
 
 def plan_looks(processes: int, attempt: int = 1) -> tuple[Look, ...]:
@@ -86,7 +93,8 @@ def plan_looks(processes: int, attempt: int = 1) -> tuple[Look, ...]:
     if processes < LEAST_PROCESSES:
         return ()
     alpha = attempt_alpha(attempt)
-    if attempt == 1 and upper_rank(processes, 0.5, _LOOKS[0] * alpha) is None:
+    fewest = _fewest(_LOOKS[0] * alpha)
+    if attempt == 1 and processes < fewest:
         return (Look(processes, alpha),)
-    first = max(processes, math.ceil(-math.log2(_LOOKS[0] * alpha)))
+    first = max(processes, fewest)
     return tuple(Look(first + i * _LOOK_STEP, share * alpha) for i, share in enumerate(_LOOKS))

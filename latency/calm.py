@@ -20,18 +20,16 @@ from latency.records import ProcessRun, Subject
 from latency.sampling import Plan
 
 _QUANTILE = 0.2
-"""Of all timings, by the p50 of their calmest blocks, from the fastest: at rest."""
+"""The control's p50 at rest is this quantile of the p50s that the timings show in their calmest blocks."""
 _ALIKE = 1.1
 """The tail at rest is the typical one of the timings whose p50 is within this factor of that at rest."""
-SLOWER, LONGER = 1.12, 1.35
-"""A timing is calm if the control's p50 and p90 are within these factors of what they are at rest."""
+_SLOWER, _LONGER = 1.12, 1.35
+"""A timing is calm if the control's p50 and p90 are within these factors of their values at rest."""
+_NOISE = 0.15
+"""Relative error of an estimate from one process that is rarely exceeded (ci/bench/busy_bench.py). That of the mean of
+n processes falls with the square root of n."""
 _LOOK_PLAN = Plan(samples=200, seconds=0.5, warmup_seconds=0.3)
 _PAUSE_S = 5.0
-
-
-_NOISE = 0.15
-"""An estimate from one process is within this of what fresh processes take at rest, nearly always (measured:
-ci/bench/busy_bench.py); the mean of n is within its share of 1 / sqrt(n)."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +40,15 @@ class Calm:
     p90_ms: float
 
     def estimate(self, runs: Sequence[ProcessRun]) -> "Estimate":
-        """The p90 that a file would have at rest, from runs beside whatever was at work: so many controls, each as slow
-        as nine in ten of them are at rest. Its tail is taken to be as long as the control's."""
+        """Estimate the p90 of a file at rest from runs on a host in any state: its time in controls, multiplied by the
+        control's p90 at rest. This assumes that the file's tail is as long as the control's."""
         p90_ms = math.exp(fmean(math.log(r.controls) for r in runs)) * self.p90_ms
         noise = _NOISE / math.sqrt(len(runs))
         return Estimate(p90_ms, p90_ms * (1 - noise), p90_ms * (1 + noise))
 
     def disturbed(self, run: ProcessRun) -> bool:
         """Whether the control was slower in this process than at rest, or its tail longer."""
-        return run.control_p50_ms > SLOWER * self.p50_ms or run.control_p90_ms > LONGER * self.p90_ms
+        return run.control_p50_ms > _SLOWER * self.p50_ms or run.control_p90_ms > _LONGER * self.p90_ms
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def file_hash(path: Path) -> str:
 _QUANTIZED = (b"QuantizeLinear", b"QLinear", b"ConvInteger", b"MatMulInteger", b"FakeQuantize")
 """Parts of the names of operators: of ONNX, and of OpenVINO's IR."""
 _STATE = (b"ReadValue", b"Assign")
-"""Of OpenVINO's IR."""
+"""Operators of OpenVINO's IR that carry values from one inference to the next."""
 
 
 def operators_of(model: bytes) -> frozenset[bytes]:

@@ -76,7 +76,7 @@ class _Flow:
                 self._compute(_text(node, _OPERATOR), [scope + name for name in _names_used(node)], outputs)
 
     def _compute(self, operator: bytes, used: list[bytes], outputs: list[bytes]) -> None:
-        """Of an operator of a runtime."""
+        """Record what the outputs of a runtime's operator follow from."""
         values: list[Fact] = [("values", name) for name in used]
         shape: list[Fact] = [("shape", name) for name in used]
         if operator in _SHAPE_OF_VALUES:

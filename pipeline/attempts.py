@@ -61,7 +61,6 @@ class Attempts:
 
     made: tuple[Attempt, ...] = ()
     aside: tuple[SetAside, ...] = ()
-    search: str | None = None
 
 
 def read_attempts(run: Run) -> Attempts:
@@ -70,9 +69,8 @@ def read_attempts(run: Run) -> Attempts:
     if record is None or record["belongs_to"] != _belongs_to(run):
         return Attempts()
     made = tuple(Attempt(**{**a, "reasons": tuple(a["reasons"])}) for a in record["made"])
-    search = _search_of(run)
-    aside = tuple(SetAside(**a) for a in record["aside"]) if record.get("search") == search else ()
-    return Attempts(made, aside, search)
+    aside = tuple(SetAside(**a) for a in record["aside"]) if record.get("search") == _search_of(run) else ()
+    return Attempts(made, aside)
 
 
 def add_attempt(run: Run, attempt: Attempt) -> None:

@@ -26,6 +26,10 @@ from pipeline.errors import PipelineError
 from pipeline.passwords import without_password
 
 CONFIGS = Path(__file__).parent / "configs"
+DRAWN = "demo"
+"""data.root of the embedded set, which the stage `data` draws."""
+NO_FILE = ("hub", "none")
+"""Weights that are not the path of a file."""
 
 _MOST = 1e9
 """Upper limit of counts and measures. Anything larger is a typing error."""
@@ -358,10 +362,10 @@ class Gate(Section):
     then the next candidate, which is distilled."""
 
     wait_minutes: Annotated[float, Field(ge=0, le=_MOST)] = 5
-    """To wait for a disturbed host to come to rest, in all, for each candidate."""
+    """How long to wait for a disturbed host to calm down, in total for each candidate."""
     more_minutes: Annotated[float, Field(ge=0, le=_MOST)] = 60
-    """For further candidates: one is begun if it is likely to be done within so many minutes of the first gate; 0:
-    none."""
+    """How long further candidates may be tried, counted from the first gate. One is begun only if it is likely to
+    finish in time; 0: none."""
 
 
 class Preflight(Section):
@@ -448,20 +452,17 @@ def anchored(config: BuildConfig) -> BuildConfig:
 
     space = config.search.space
     changed: dict[str, dict[str, Any]] = {
-        "data": {"root": whole(config.data.root, "demo")},
+        "data": {"root": whole(config.data.root, DRAWN)},
         "student": {
-            "weights": whole(config.student.weights, *_NO_FILE),
+            "weights": whole(config.student.weights, *NO_FILE),
             "model": config.student.model and yaml(config.student.model),
         },
         "search": {"space": yaml(space) if isinstance(space, str) else tuple(yaml(s) for s in space)},
-        "teacher": {"weights": whole(config.teacher.weights, *_NO_FILE)},
+        "teacher": {"weights": whole(config.teacher.weights, *NO_FILE)},
     }
     return config.model_copy(
         update={name: getattr(config, name).model_copy(update=values) for name, values in changed.items()}
     )
-
-
-_NO_FILE = ("hub", "none")
 
 
 def parse_bytes(option: str, text: str | None) -> int | None:

@@ -11,9 +11,8 @@ from export.preprocess import DECODERS, ImageError
 from latency.host import INT8_DOT, Host, this_host
 from models.language import first_line
 from models.spec import ModelSpec
-from pipeline.config import load_config
+from pipeline.config import DRAWN, NO_FILE, load_config
 from pipeline.data.index import Index, scan
-from pipeline.data.stage import DRAWN
 from pipeline.data.tree import SPLITS
 from pipeline.errors import PipelineError
 from pipeline.files import templates, write_text
@@ -47,7 +46,7 @@ def write_build(
         raise PipelineError(f"{str(root)!a}: this path is not UTF-8, so no config can name it: rename it") from error
     index, host = scan(root, 0), this_host()
     found = weights if weights != "auto" else ("hub" if hub_answers(say) else "none")
-    if found not in ("hub", "none") and not Path(found).is_file():
+    if found not in NO_FILE and not Path(found).is_file():
         raise PipelineError(f"--weights {found}: no such file; give hub, none, or a .safetensors file of {NETWORK}")
     limit, why = (limit_ms, "as you said") if limit_ms is not None else proposed_limit(found != "none", host, say)
     facts = {

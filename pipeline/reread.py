@@ -35,9 +35,9 @@ def _timings(trial: FrozenTrial) -> list[dict[str, Any]]:
     if not trial.state.is_finished() or not isinstance(details, dict) or "latency_ms" not in trial.user_attrs:
         return []
     found = details.get("timings")
-    whole = isinstance(found, list) and all(isinstance(t, dict) and t.keys() >= _NEEDED for t in found)
-    known = [t for t in found if t["form"] == details.get("form")] if whole and found is not None else []
-    return found if known and found is not None else []
+    if not isinstance(found, list) or not all(isinstance(t, dict) and t.keys() >= _NEEDED for t in found):
+        return []
+    return found if any(t["form"] == details.get("form") for t in found) else []
 
 
 _NEEDED = {"form", "p90_ms", "p90_lower_ms", "control_p50_ms", "control_p90_ms", "rest_p90_ms"}

@@ -9,7 +9,9 @@ from pipeline.stages import Run
 def control_runs(run: Run, runtime: str) -> list[ProcessRun]:
     """Every run of this folder, on what times it, in which the control was timed in a runtime, with the threads of the
     config."""
-    records = [read_record(p) for p in sorted((run.folder / "study" / "measurements").glob("*.json"))]
+    # Their names hold the form; a study may have thousands.
+    paths = sorted((run.folder / "study" / "measurements").glob(f"*-{runtime}-*.json"))
+    records = [read_record(path) for path in paths]
     found = [r for r in records if r and "runs" in r]
     for stage in ("select", "verify"):
         if run.has(stage, "measurements.json"):

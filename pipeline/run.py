@@ -10,7 +10,8 @@ from latency.errors import LatencyError
 from models.language import SpecError, canonical_hash
 from pipeline import FORMAT, precheck
 from pipeline.attempts import SetAside, read_attempts, set_aside, take_back
-from pipeline.data.stage import DATA, DRAWN
+from pipeline.config import DRAWN
+from pipeline.data.stage import DATA
 from pipeline.errors import NoCandidate, PipelineError
 from pipeline.files import read_record, seal, write_json
 from pipeline.search.basis import open_search, trials_of

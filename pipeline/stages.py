@@ -204,6 +204,8 @@ def run_config(folder: Path) -> dict[str, Any]:
             f"--run-dir {folder}` or `edgebuild run`"
         )
     try:
+        if not path.read_bytes().endswith(b"\n"):  # the first lines of a config are a config too, of other meaning
+            raise PipelineError(f"{path}: it was cut short")
         document = read_yaml(path)
         if not isinstance(document, dict):
             raise PipelineError(f"{path}: it holds no config")

@@ -59,10 +59,10 @@ def data_check(
 
     Example: edgebuild data check photos
     """
+    from pipeline.config import DRAWN
     from pipeline.data import demo
     from pipeline.data.index import scan, summary
     from pipeline.data.likeness import look_closer
-    from pipeline.data.stage import DRAWN
     from pipeline.show.results import show_data
 
     seed = 0

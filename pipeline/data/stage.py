@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from models.language import canonical_hash
+from pipeline.config import DRAWN
 from pipeline.data import demo
 from pipeline.data.index import Index, alike_classes, contradictions, list_files, repeated, scan, summary
 from pipeline.stages import Run, Stage
-
-DRAWN = "demo"
-"""data.root of the embedded set, which becomes an output of the stage."""
 
 
 def _data_inputs(run: Run) -> dict[str, Any]:

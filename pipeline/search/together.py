@@ -28,7 +28,7 @@ from latency.target import machine_of
 from models.joined import JoinedSpace
 from models.pretrained import Normalisation
 from models.spec import ModelSpec
-from pipeline.config import BuildConfig
+from pipeline.config import NO_FILE, BuildConfig
 from pipeline.data.index import Index
 from pipeline.data.stage import load_index
 from pipeline.errors import EnvironmentProblem, PipelineError
@@ -236,7 +236,7 @@ class Given:
 
 def _weights(search: Search) -> bytes | None:
     weights = search.config.student.weights
-    return None if weights in ("hub", "none") or not search.space.networks else Path(weights).read_bytes()
+    return None if weights in NO_FILE or not search.space.networks else Path(weights).read_bytes()
 
 
 class SearchWorker:

@@ -14,7 +14,7 @@ from models.documents import read_yaml
 from models.pretrained import Normalisation, check_weights, load_stages
 from models.space import Hyper
 from models.spec import ModelSpec
-from pipeline.config import Student, Teacher
+from pipeline.config import NO_FILE, Student, Teacher
 from pipeline.data.images import decoded, train_size
 from pipeline.data.index import Index
 from pipeline.errors import EnvironmentProblem
@@ -50,7 +50,7 @@ def load_arrays(run: Run, index: Index, size: int, norm: Normalisation) -> Array
 def weights_key(section: Teacher | Student, name: str) -> str:
     """Identity of the weights that a section of the config names. Raises SpecError where there is no such file."""
     check_weights(section.weights, name)
-    return section.weights if section.weights in ("hub", "none") else sha256(Path(section.weights))
+    return section.weights if section.weights in NO_FILE else sha256(Path(section.weights))
 
 
 def begin(run: Run, spec: ModelSpec, seed: int) -> nn.Module:

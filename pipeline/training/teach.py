@@ -22,7 +22,7 @@ from export.artifact import sha256
 from models.language import canonical_hash, first_line
 from models.pretrained import Normalisation, freeze_until, network, normalisation
 from pipeline import FORMAT
-from pipeline.config import Teacher
+from pipeline.config import NO_FILE, Teacher
 from pipeline.data.stage import load_index
 from pipeline.errors import PipelineError
 from pipeline.files import read_record, write_json, write_record
@@ -90,7 +90,7 @@ def frozen(run: Run, model: nn.Module) -> nn.Module:
 def check_origin(run: Run) -> None:
     """A teacher that edgebuild trained says what for, and on which photos. Raises PipelineError for other classes."""
     weights, index = run.config.teacher.weights, load_index(run)
-    if weights in ("hub", "none"):
+    if weights in NO_FILE:
         return
     classes = index.classes
     try:
