@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ _QUEUE = LOCK.with_suffix(".queue")
 ever, since flock lets a new sharer in before one that waits to be alone."""
 _PATIENCE_S = 3.0
 """Waiting that is not worth a word."""
+_QUIET_S = 300.0
+"""For so long the same is not said again: beside another run, every timing waits."""
+_said: dict[str, float] = {}
 _log = logging.getLogger(__name__)
 
 
@@ -38,14 +42,21 @@ def hold_lock(shared: bool = False) -> int:
 
 @contextmanager
 def said_when_long(message: str) -> Iterator[None]:
-    """Log `message` once, if the body takes longer than a moment."""
-    timer = threading.Timer(_PATIENCE_S, _log.warning, ("%s", message))
+    """Log `message`, if the body takes longer than a moment and it was not said lately."""
+    timer = threading.Timer(_PATIENCE_S, _say, (message,))
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+
+
+def _say(message: str) -> None:
+    now = time.monotonic()
+    if now - _said.get(message, -_QUIET_S) >= _QUIET_S:
+        _said[message] = now
+        _log.warning("%s", message)
 
 
 def _open(path: Path) -> int:

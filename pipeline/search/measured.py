@@ -26,18 +26,16 @@ from models.spec import ModelSpec
 from pipeline.errors import PipelineError
 from pipeline.files import read_record, write_record
 
-_PLAN = Plan(samples=150, seconds=0.3, warmup_seconds=0.2)
+_PLAN = Plan(samples=80, seconds=0.2, warmup_seconds=0.2)
 _PEAK_PLAN = Plan(samples=BLOCK, seconds=0.1, least=BLOCK, warmup_seconds=0.0)
-_TIMINGS = 3
-"""At most so many of a form whose p90 is near the limit."""
+_AGAIN = 2
+"""So many more timings of a candidate whose p90 is near the limit, each of the form that is fastest by then."""
 _NEAR = 1.2
 """Within this factor of the limit a candidate is timed again, before it is given up or trained."""
 _LEARNT_FROM, _WINS = 4, 1.1
 """From so many candidates it is learnt which forms win: those that were within this factor of the fastest."""
 _INT8_GAIN = 4.0
 """INT8 is at most so many times as fast as the fastest of the other forms, until it is learnt how much it is here."""
-_RIVAL = 1.15
-"""A form within this factor of the fastest may be the fastest."""
 _NOISE = 2
 """Images that INT8 is calibrated on, for its time only."""
 _HOPELESS = 2.0
@@ -142,10 +140,17 @@ class CandidateTimer:
         self._limit_ms, self._plan = limit_ms, replace(_PLAN, hopeless_ms=_HOPELESS * limit_ms)
         self._machine, self._timer, self._memory, self._learns = machine, WarmTimer(machine), memory, learns
         self._seen: dict[str, list[tuple[float, float]]] = {}
-        self._found: list[dict[Form, float]] = []
-        for path in sorted(folder.glob(f"*-{threads}-{self._host.key}.json")):
-            if known := read_record(path):
-                self._learn(known)
+        self._found: dict[str, dict[Form, float]] = {}
+        """p90 in ms at rest, by candidate and form."""
+        paths = sorted(folder.glob(f"*-{threads}-{self._host.key}.json"))
+        known = {path: record for path in paths if (record := read_record(path))}
+        for record in known.values():
+            self._learn(record)
+        for path, record in known.items():
+            if "size_bytes" in record:
+                form = Form(record["runtime"], record["precision"])
+                candidate = path.name.partition(f"-{form}-")[0]
+                self._found.setdefault(candidate, {})[form] = self._timing(record, form).p90_ms
 
     def __enter__(self) -> "CandidateTimer":
         self._timer.__enter__()
@@ -155,7 +160,7 @@ class CandidateTimer:
         self._timer.__exit__(*exc)
 
     def time(self, spec: ModelSpec, card: ModelCard, seed: int) -> list[Timing]:
-        """Each form once; where the limit is near, those that might be the fastest again, up to _TIMINGS times."""
+        """Each form once; where the limit is near, the fastest again, up to _AGAIN times."""
         records: dict[Form, dict[str, Any]] = {}
         failed: dict[Form, Exception] = {}
         with tempfile.TemporaryDirectory() as scratch:
@@ -170,15 +175,14 @@ class CandidateTimer:
                     failed[form] = error
             if not records:
                 raise next(iter(failed.values()))
-            for count in range(2, _TIMINGS + 1):
-                timings = {form: self._timing(record, form) for form, record in records.items()}
-                fastest = min(t.p90_ms for t in timings.values())
-                if not self._limit_ms / _NEAR < fastest < self._limit_ms * _NEAR:
+            found = {form: self._timing(record, form) for form, record in records.items()}
+            while sum(t.timings - 1 for t in found.values()) < _AGAIN:
+                fastest = min(found, key=lambda f: found[f].p90_ms)
+                if not self._limit_ms / _NEAR < found[fastest].p90_ms < self._limit_ms * _NEAR:
                     break
-                for form in (f for f, t in timings.items() if t.p90_ms < _RIVAL * fastest):
-                    records[form] = self._timed(spec, form, made, least=count)
-        found = {form: self._timing(record, form) for form, record in records.items()}
-        self._found.append({form: timing.p90_ms for form, timing in found.items()})
+                records[fastest] = self._timed(spec, fastest, made, least=found[fastest].timings + 1)
+                found = {form: self._timing(record, form) for form, record in records.items()}
+        self._found[_name(spec)] = {form: timing.p90_ms for form, timing in found.items()}
         return sorted(found.values(), key=lambda t: t.p90_ms)
 
     def _too_slow_for_int8(self, records: dict[Form, dict[str, Any]]) -> bool:
@@ -189,7 +193,7 @@ class CandidateTimer:
     def _int8_gain(self) -> float:
         """How many times as fast as the fastest of the other forms INT8 was at most."""
         quick, int8 = ([f for f in self._forms if (f.precision == "int8") == is_int8] for is_int8 in (False, True))
-        both = [found for found in self._found if set(quick) <= set(found) and set(int8) <= set(found)]
+        both = [found for found in self._found.values() if set(quick) <= set(found) and set(int8) <= set(found)]
         if len(both) < _LEARNT_FROM or not quick:
             return _INT8_GAIN
         return max(min(found[f] for f in quick) / min(found[f] for f in int8) for found in both)
@@ -198,7 +202,7 @@ class CandidateTimer:
         """All forms at first, and then those that were the fastest of some candidate, or nearly so. INT8, which takes
         long to make, comes last, behind one that is quick to make."""
         forms = self._forms
-        whole = [found for found in self._found if set(forms) <= set(found)]
+        whole = [found for found in self._found.values() if set(forms) <= set(found)]
         if self._learns and len(whole) >= _LEARNT_FROM:
             forms = [f for f in forms if any(found[f] <= _WINS * min(found.values()) for found in whole)]
             quick = [f for f in self._forms if f.precision != "int8"]
@@ -208,7 +212,7 @@ class CandidateTimer:
 
     def _timed(self, spec: ModelSpec, form: Form, made: Callable[[Form], Artifact], least: int) -> dict[str, Any]:
         """The record of a form, with so many timings at least. made: its file. Raises ExportError, LatencyError."""
-        path = self._folder / f"{spec.hash}-{spec.input_size}-{form}-{self._threads}-{self._host.key}.json"
+        path = self._folder / f"{_name(spec)}-{form}-{self._threads}-{self._host.key}.json"
         record = self._known(path)
         if record is None or len(record["runs"]) < least:
             artifact = made(form)
@@ -261,6 +265,10 @@ class CandidateTimer:
             record["size_bytes"],
             record.get("peak_mib"),
         )
+
+
+def _name(spec: ModelSpec) -> str:
+    return f"{spec.hash}-{spec.input_size}"
 
 
 def _cut_short(record: dict[str, Any], plan: Plan) -> bool:

@@ -62,6 +62,15 @@ def test_near_misses_are_timed_again_on_either_side(limit_ms, timings, tmp_path,
     assert (len(seen), found.timings, found.p90_ms) == (timings, timings, pytest.approx(1.0))
 
 
+def test_of_a_near_miss_only_the_form_that_is_fastest_by_then_is_timed_again(tmp_path, monkeypatch):
+    in_turn = [0.9, 1.0, 1.3, 1.1]  # ONNX Runtime, OpenVINO, then ONNX Runtime, which is no longer the fastest
+    seen = scripted(monkeypatch, lambda n: (in_turn[n], 0.25))
+    found = timed(tmp_path, 1.0, [FORM, Form("openvino", "f32")])
+    assert len(seen) == 4
+    assert {t.form: t.timings for t in found} == {"openvino-f32": 2, "onnxruntime-f32": 2}
+    assert found[0].p90_ms == pytest.approx(np.sqrt(1.0 * 1.1))
+
+
 @pytest.mark.parametrize("slower", [1.5, 5.0])
 def test_a_neighbour_makes_no_candidate_slower(slower, tmp_path, monkeypatch):
     """The control was seen at rest before; file and control are slowed down alike."""
@@ -113,10 +122,19 @@ def test_the_forms_that_win_are_learnt_from_the_first_candidates(tmp_path, monke
     with CandidateTimer(tmp_path, forms, 1, 5.0, learns=True) as timer:
         assert [str(f) for f in timer._wanted()][-2:] == ["onnxruntime-int8", "openvino-int8"]
         for ms in (1.0, 2.0, 3.0, 4.0):
-            timer._found.append(dict(zip(forms, (3 * ms, ms, 2 * ms, 1.3 * ms), strict=True)))
+            timer._found[f"{ms}-64"] = dict(zip(forms, (3 * ms, ms, 2 * ms, 1.3 * ms), strict=True))
         assert timer._wanted() == [forms[2], forms[1]], "the quickest to make, then the winner"
-        timer._found.append(dict(zip(forms, (3.0, 1.05, 2.0, 1.0), strict=True)))
+        timer._found["last-64"] = dict(zip(forms, (3.0, 1.05, 2.0, 1.0), strict=True))
         assert timer._wanted() == [forms[2], forms[1], forms[3]]
+
+
+def test_what_was_learnt_is_known_to_the_next_timer(tmp_path, monkeypatch):
+    scripted(monkeypatch, lambda n: (1.0 + n, 0.25))
+    forms = [FORM, Form("openvino", "f32")]
+    first = timed(tmp_path, 50.0, forms)
+    with CandidateTimer(tmp_path, forms, 1, 50.0, learns=True) as timer:
+        (found,) = timer._found.values()
+    assert {str(form): ms for form, ms in found.items()} == {t.form: t.p90_ms for t in first}
 
 
 def test_a_candidate_that_cannot_be_exported_ends_no_search(tiny, tmp_path, monkeypatch):
