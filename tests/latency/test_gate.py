@@ -7,6 +7,7 @@ import pytest
 
 from latency import gate as gate_module
 from latency.bounds import plan_looks
+from latency.calm import Calm
 from latency.errors import LatencyError
 from latency.gate import gate, judge
 from latency.machine import CONTROL
@@ -17,9 +18,9 @@ from latency.sampling import Plan
 SUBJECT = Subject("model.onnx", "onnxruntime", "f32", 1, "0" * 64)
 
 
-def evidence(p90s, controls=None, **facts):
+def evidence(p90s, controls=None, samples=20, **facts):
     runs = [
-        ProcessRun(1.0, 1.0, 10, (p90,) * 20, (control,) * 20, 50.0, "f32", {}, **facts)
+        ProcessRun(1.0, 1.0, 10, (p90,) * samples, (control,) * samples, 50.0, "f32", {}, **facts)
         for p90, control in zip(p90s, controls or [0.3] * len(p90s), strict=True)
     ]
     return Measurement(SUBJECT, tuple(runs), Plan(), {"key": "host"})
@@ -140,6 +141,36 @@ def test_a_file_at_its_limit_is_called_wrongly_less_than_once_in_a_hundred(monke
         scripted(monkeypatch, list(draw(21)))
         count += gate(SUBJECT, limit, 9)[0].verdict == wrong
     assert count / draws <= 0.015
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("truth", "wrong"), [(1.001, "pass"), (1 / 1.12, "fail")])
+def test_a_whole_run_of_attempts_is_wrong_less_than_once_in_a_hundred(monkeypatch, truth, wrong):
+    """Four files, each gated again once the host has come to rest, until one passes; half of the first attempts are
+    beside work that makes file and control up to 1.6 times as slow. truth: of every file at rest, in limits. A host
+    that is disturbed by less than the 12 % that count as calm may make a file fail that is within 12 % of its limit."""
+    rng = np.random.default_rng(4)
+    middle = float(np.median(rng.lognormal(0, 0.08, 400_000)))
+
+    def attempt(number, calm_host):
+        slower = np.where(calm_host, 1.0, rng.uniform(1.0, 1.6, 60))
+        p90s = truth / middle * slower * rng.lognormal(0, 0.08, 60)
+        controls = 0.3 * slower * rng.lognormal(0, 0.02, 60)
+        scripted_runs(monkeypatch, list(evidence(p90s.tolist(), controls.tolist(), samples=1).runs))
+        return gate(SUBJECT, 1.0, 9, attempt=number, calm=Calm(0.3, 0.33))[0].verdict
+
+    def verdicts():
+        made = []
+        for _ in range(4):
+            for calm_host in (rng.random() < 0.5, True):
+                made.append(attempt(len(made) + 1, calm_host))
+                if made[-1] != "inconclusive":
+                    break
+            if made[-1] == "pass":
+                break
+        return made
+
+    assert sum(wrong in verdicts() for _ in range(1000)) / 1000 <= 0.015
 
 
 def test_a_real_file_against_limits_far_from_it():
