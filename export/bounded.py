@@ -4,6 +4,8 @@ Parsers take far more memory than what they read, or far more time, where somebo
 parser can be complete; the limits of a process are.
 """
 
+import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from latency.machine import LOCAL
@@ -20,6 +23,12 @@ MEMORY_BYTES = 3 * 2**30
 CPU_S = 600
 LIMITS = {resource.RLIMIT_DATA: MEMORY_BYTES, resource.RLIMIT_CPU: CPU_S}
 """Soft limits: the processes that it starts may lift them for themselves."""
+ENDED = 128 + signal.SIGTERM
+"""Its exit code if it was told to end."""
+_ENDS_WITHIN_S = 15
+"""For so long it may clean up once it is told to end."""
+_SET_PDEATHSIG = 1
+"""prctl's PR_SET_PDEATHSIG: the signal of a process whose parent has died."""
 
 
 class Exceeded(Exception):
@@ -39,18 +48,25 @@ def ask(module: str, request: dict[str, Any]) -> Any:
         for kind, soft in LIMITS.items():
             _, most = resource.getrlimit(kind)
             resource.setrlimit(kind, (soft if most == resource.RLIM_INFINITY else min(soft, most), most))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it by way of this process
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_SET_PDEATHSIG, signal.SIGTERM)
 
-    done = subprocess.run(
-        command,
-        input=json.dumps(request).encode("ascii"),
-        stdout=subprocess.PIPE,
-        env=environment,
-        preexec_fn=limit,
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, preexec_fn=limit
     )
-    if done.returncode == -signal.SIGINT:
+    try:
+        said, _ = process.communicate(json.dumps(request).encode("ascii"))
+    except BaseException:  # it has files and processes to clean up
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_ENDS_WITHIN_S)
+        process.kill()
+        raise
+    if process.returncode == ENDED:
         raise KeyboardInterrupt
     try:
-        answer = json.loads(done.stdout)
+        answer = json.loads(said)
     except ValueError:  # it was killed, or its allocator gave up
         raise Exceeded(f"it took over {MEMORY_BYTES / 1e9:.1f} GB of memory or {CPU_S} s of a CPU") from None
     if "os_error" in answer:
@@ -63,7 +79,14 @@ def ask(module: str, request: dict[str, Any]) -> Any:
 
 
 def answer(function: Callable[[dict[str, Any]], Any]) -> None:
-    """In that process: answer the one request on stdin. What else is printed goes to stderr."""
+    """In that process: answer the one request on stdin. What else is printed goes to stderr. SIGTERM, which also comes
+    at the end of whoever asked, ends it after it has cleaned up."""
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        sys.exit(ENDED)
+
+    signal.signal(signal.SIGTERM, end)
     out = os.dup(1)
     os.dup2(2, 1)
     try:
@@ -73,7 +96,8 @@ def answer(function: Callable[[dict[str, Any]], Any]) -> None:
     except OSError as error:
         reply = {"os_error": [error.errno, error.strerror, error.filename and os.fsdecode(error.filename)]}
     except Exception as error:
-        traceback.print_exc()
-        reply = {"unforeseen": f"{type(error).__name__}: {error}"[:500]}
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}, line {place.lineno}"
+        reply = {"unforeseen": f"{type(error).__name__} in {where}: {error}"[:500]}
     with os.fdopen(out, "w", encoding="ascii") as file:
         file.write(json.dumps(reply))

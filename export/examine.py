@@ -22,11 +22,12 @@ from export.formats import FORMATS
 from export.golden import GOLDEN, are_ours, golden_tolerance, near_tie, reach
 from export.lock import BadLock, Pin, parse_pins
 from export.manifest import MANIFEST, Manifest, read_manifest
+from export.operators import operators_of
 from export.parity import f1_interval, figures
 from export.unpack import MAX_BYTES, MAX_FILES, BadArchive, unpack
 from latency.bounds import least_processes
 from latency.errors import InputError
-from latency.files import file_hash, is_quantized, keeps_state, operators_of
+from latency.files import file_hash, is_quantized
 from latency.host import Host, version_of
 from latency.runners import runtime_of
 
@@ -180,11 +181,12 @@ def _claims(folder: Path, manifest: Manifest, checks: Checks) -> None:
         wrong(f"{model.path} is no file for {model.runtime}")
     if (model.runtime, model.precision) not in {(f.runtime, p) for f in FORMATS.values() for p in f.precisions}:
         wrong(f"{model.runtime} has no files in {model.precision}")
-    operators = operators_of((folder / model.path).read_bytes())
+    try:
+        operators = operators_of(folder / model.path)
+    except InputError as error:
+        checks.stop("model", "fail", str(error))
     if is_quantized(operators) != (model.precision == "int8"):
         wrong(f"the precision is claimed as {model.precision}; the operators of {model.path} say otherwise")
-    if keeps_state(operators):
-        wrong(f"{model.path} keeps a state between images, so its answers here say nothing of those to come")
     if claims.latency.processes < (least := least_processes(claims.latency.attempts)):
         wrong(f"a bound of 99 % is claimed from {claims.latency.processes} processes; it needs {least}")
     if not claims.latency.p50_ms <= claims.latency.p90_ms <= claims.latency.p90_upper_ms:

@@ -35,6 +35,9 @@ _NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/gai.co
 _STARTS_S = 60
 _FETCH_DISK = 2**32
 _SAID = 4000
+_MAX_FILES = 128
+"""Open files of a process. With rehearsal.MAX_TASKS processes that is a quarter of a million, of a table that the whole
+machine shares."""
 _MAX_ANSWER_BYTES = 8 * rehearsal.MAX_OUTPUT_BYTES
 """JSON escapes may take six characters for one byte."""
 PIP_OPTIONS = (
@@ -169,11 +172,15 @@ class Sandbox:
 
 
 def _begin() -> None:
-    """In the new process: none of this one's keys, and none of the limits that it set itself (`export.bounded`)."""
+    """In the new process: none of this one's keys, none of the limits that it set itself (`export.bounded`), and little
+    of what the user or the machine has only so many of."""
     seccomp.leave_keyring()
     for limit in bounded.LIMITS:
         _, most = resource.getrlimit(limit)
         resource.setrlimit(limit, (most, most))
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, 0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_FILES, _MAX_FILES))
 
 
 @contextmanager

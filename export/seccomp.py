@@ -21,6 +21,7 @@ _FORBIDDEN = {
     "socketpair": (53, 199),
     "semget": (64, 190),
     "msgget": (68, 186),
+    "flock": (73, 32),
     "ptrace": (101, 117),
     "rt_sigqueueinfo": (129, 138),
     "setpriority": (141, 140),
@@ -42,6 +43,7 @@ _FORBIDDEN = {
     "move_pages": (279, 239),
     "rt_tgsigqueueinfo": (297, 240),
     "perf_event_open": (298, 241),
+    "fanotify_init": (300, 262),
     "setns": (308, 268),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
@@ -68,7 +70,10 @@ _NOTIFIERS = {
     "inotify_init1": (294, 26),
 }
 """Limited per user, outside the sandbox too. Forbidden where there is no network to wait for."""
-_CLONE, _SOCKET = (56, 220), (41, 198)
+_CLONE, _SOCKET, _FCNTL = (56, 220), (41, 198), (72, 25)
+_FCNTL_FORBIDDEN = (6, 7, 37, 38, 1024, 1026, 1031)
+"""F_SETLK, F_SETLKW, F_OFD_SETLK and F_OFD_SETLKW (processes outside would wait for a lock on a file of the system),
+F_SETLEASE and F_NOTIFY (so would whoever opens it), and F_SETPIPE_SZ; linux/fcntl.h."""
 _OF_ITSELF = {"sched_setaffinity": (203, 122), "prlimit64": (302, 261)}
 """Allowed only for the calling process, which these calls know as process 0."""
 _INTERNET = (2, 10, 16)
@@ -79,9 +84,9 @@ _X32 = 0x40000000
 _NEW_NAMESPACES = 0x7E020000 | 0x00000080
 """CLONE_NEW* of linux/sched.h."""
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER_AT, _ARCHITECTURE_AT, _FIRST_AT = 0, 4, 16
+_NUMBER_AT, _ARCHITECTURE_AT, _FIRST_AT, _SECOND_AT = 0, 4, 16, 24
 """Offsets in struct seccomp_data. The low half of the first argument: the flags of clone, the process of prlimit, the
-family of socket."""
+family of socket; of the second one: the command of fcntl."""
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 _ENDS = {
     "no network": _ERROR | errno.ENETDOWN,
@@ -112,10 +117,16 @@ def program(network: bool) -> bytes | None:
             (_AT_LEAST, _X32, "kill", ""),
             *((_EQUAL, number, "fail", "") for number in sorted({numbers[which] for numbers in calls.values()})),
             (_EQUAL, _CLONE[which], "clone", ""),
+            (_EQUAL, _FCNTL[which], "fcntl", ""),
             *((_EQUAL, numbers[which], "itself", "") for numbers in _OF_ITSELF.values()),
             (_EQUAL, _SOCKET[which], "socket", "allow"),
         ],
         "clone": [first, (_ANY_BIT, _NEW_NAMESPACES, "fail", "allow")],
+        "fcntl": [
+            (_LOAD, _SECOND_AT, "", ""),
+            *((_EQUAL, command, "fail", "") for command in _FCNTL_FORBIDDEN),
+            (_RETURN, _ALLOW, "", ""),
+        ],
         "itself": [first, (_EQUAL, 0, "allow", "fail")],
         "socket": [first, *((_EQUAL, f, "allow", "") for f in (_INTERNET if network else ()))],
         **{label: [(_RETURN, value, "", "")] for label, value in _ENDS.items()},

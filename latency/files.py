@@ -6,10 +6,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from latency.errors import InputError
-from latency.graph import operators
 
 
 def model_files(path: Path) -> list[Path]:
@@ -17,6 +15,10 @@ def model_files(path: Path) -> list[Path]:
     InputError where there is no such file, or where weights lie in something else than a file."""
     if not path.is_file():
         raise InputError(f"{path}: {'a folder; give a file' if path.is_dir() else 'no such file'}")
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{str(path)!a}: this path is not UTF-8, and the runtimes take no other: rename it") from error
     content = path.read_bytes()
     if _is_xml(content):  # OpenVINO's, whatever its suffix
         found = [path.with_suffix(".bin")]
@@ -74,35 +76,10 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-_QUANTIZED = (b"QuantizeLinear", b"QLinear", b"ConvInteger", b"MatMulInteger", b"FakeQuantize")
+_QUANTIZED = ("QuantizeLinear", "QLinear", "ConvInteger", "MatMulInteger", "FakeQuantize")
 """Parts of the names of operators: of ONNX, and of OpenVINO's IR."""
-_STATE = (b"ReadValue", b"Assign")
-"""Operators of OpenVINO's IR that carry values from one inference to the next."""
 
 
-def operators_of(model: bytes) -> frozenset[bytes]:
-    """The kinds of operators that a model file names: of an ONNX file and of OpenVINO's IR those of its nodes; a file
-    of ONNX Runtime's own format is searched for names. Raises InputError for XML that cannot be read."""
-    if _is_xml(model):
-        try:
-            return frozenset(layer.get("type", "").encode() for layer in ElementTree.fromstring(model).iter("layer"))
-        except ElementTree.ParseError as error:
-            raise InputError(f"its XML cannot be read: {error}") from error
-    if is_ort(model):
-        return frozenset(name for name in _QUANTIZED if name in model)
-    return frozenset(operators(model))
-
-
-def is_ort(model: bytes) -> bool:
-    """Whether a file is of ONNX Runtime's own format."""
-    return model[4:8] == b"ORTM"
-
-
-def is_quantized(operators: Iterable[bytes]) -> bool:
+def is_quantized(operators: Iterable[str]) -> bool:
     """Whether one of these operators computes in 8 bits, or is turned into one that does by a runtime."""
     return any(name in operator for operator in operators for name in _QUANTIZED)
-
-
-def keeps_state(operators: Iterable[bytes]) -> bool:
-    """Whether what a model answers may depend on what it was asked before."""
-    return not frozenset(operators).isdisjoint(_STATE)

@@ -5,6 +5,8 @@ Field numbers are those of onnx.proto, the encoding that of protobuf. The runtim
 
 from collections.abc import Iterator
 
+from latency.errors import InputError
+
 _GRAPH, _FUNCTION, _NODE_OF_GRAPH = 7, 25, 1
 """`graph` and `functions` of ModelProto, `node` of GraphProto."""
 _INPUT, _OUTPUT, _OPERATOR, _ATTRIBUTE = 1, 2, 4, 5
@@ -22,6 +24,9 @@ _SHAPE_OF_VALUES = tuple(b"NonZero Unique Compress NonMaxSuppression Range Const
 _SHAPE_OF_PARAMETERS = tuple(b"Reshape Expand Slice Tile Pad Resize Upsample TopK OneHot Split".split())
 """The same of the values of all inputs but the first."""
 _MOST_CALLS = 10_000
+_VARINT, _BYTES, _FIXED = 0, 2, {1: 8, 5: 4}
+"""Wire types of protobuf; the fixed ones with their bytes."""
+_CUT = "it ends within a field"
 
 Operator = tuple[bytes, bytes, bytes]
 """(domain, name, overload)"""
@@ -47,14 +52,14 @@ def depends(model: bytes, output: str, source: str) -> bool:
     return False
 
 
-def operators(model: bytes) -> set[bytes]:
+def operators(model: bytes) -> set[str]:
     """The kinds of operators of all nodes of an ONNX model, those in bodies and functions among them."""
-    found: set[bytes] = set()
+    found: set[str] = set()
     waiting = [n for g in _fields(memoryview(model), _GRAPH) for n in _fields(g, _NODE_OF_GRAPH)]
     waiting += [n for f in _fields(memoryview(model), _FUNCTION) for n in _fields(f, _FUNCTION_NODE)]
     while waiting:
         node = waiting.pop()
-        found.add(_text(node, _OPERATOR))
+        found.add(_text(node, _OPERATOR).decode(errors="replace"))
         waiting += _inner_nodes(node)
     return found
 
@@ -121,7 +126,9 @@ def _operator(message: memoryview, names: tuple[int, int, int]) -> Operator:
 
 
 def _text(message: memoryview, number: int) -> bytes:
-    return bytes(next(_fields(message, number), b""))
+    """A field that stands once; of several, protobuf takes the last."""
+    *_, last = (b"", *_fields(message, number))
+    return bytes(last)
 
 
 def _fields(message: memoryview, number: int) -> Iterator[memoryview]:
@@ -133,14 +140,18 @@ def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
-        kind, length = tag & 7, 0
-        if kind == 0:
+        kind = tag & 7
+        if kind == _VARINT:
             _, end = _varint(message, at)
-        elif kind == 2:
+        elif kind == _BYTES:
             length, at = _varint(message, at)
             end = at + length
-        else:
-            end = at + (8 if kind == 1 else 4)
+        elif kind in _FIXED:
+            end = at + _FIXED[kind]
+        else:  # a group, which no field of ONNX is
+            raise InputError("it has fields that are not of ONNX")
+        if end > len(message):
+            raise InputError(_CUT)
         yield tag >> 3, message[at:end]
         at = end
 
@@ -148,9 +159,10 @@ def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
     """The number at `at`, and the position after it."""
     number = shift = 0
-    while True:
+    while at < len(message):
         byte = message[at]
         number |= (byte & 0x7F) << shift
         at, shift = at + 1, shift + 7
         if byte < 0x80:
             return number, at
+    raise InputError(_CUT)

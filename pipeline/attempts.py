@@ -1,13 +1,15 @@
 """The attempts of a run at its limit: every gate that was held, in order, and which candidates were set aside by them.
 
 They are counted because they share one error: whoever gates until something passes proves nothing otherwise. The record
-lies beside the stages, so that it outlives each of them; it belongs to one limit on one host.
+lies beside the stages, so that it outlives each of them; each limit has its own, on each host.
 """
 
+import os
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline import FORMAT
+from pipeline.errors import PipelineError
 from pipeline.files import read_record, write_record
 from pipeline.stages import Run
 
@@ -64,13 +66,26 @@ class Attempts:
 
 
 def read_attempts(run: Run) -> Attempts:
-    """Those at this run's limit, on what times it; none where they were at another."""
-    record = read_record(run.folder / _RECORD, {"belongs_to": dict, "made": list, "aside": list})
-    if record is None or record["belongs_to"] != _belongs_to(run):
+    """Those at this run's limit, on what times it. Raises PipelineError where they were made, but cannot be counted."""
+    ours = next((one for one in _by_limit(run) if one["belongs_to"] == _belongs_to(run)), None)
+    if ours is None:
         return Attempts()
-    made = tuple(Attempt(**{**a, "reasons": tuple(a["reasons"])}) for a in record["made"])
-    aside = tuple(SetAside(**a) for a in record["aside"]) if record.get("search") == _search_of(run) else ()
+    made = tuple(Attempt(**{**a, "reasons": tuple(a["reasons"])}) for a in ours["made"])
+    aside = tuple(SetAside(**a) for a in ours["aside"]) if ours["search"] == _search_of(run) else ()
     return Attempts(made, aside)
+
+
+def _by_limit(run: Run) -> list[dict[str, Any]]:
+    """The attempts at every limit that this run folder has had, on every host."""
+    path = run.folder / _RECORD
+    record = read_record(path, {"limits": list})
+    if record is None and (os.path.lexists(path) or run.has("gate", "gate.json")):
+        state = "damaged" if os.path.lexists(path) else "missing"
+        raise PipelineError(
+            f"{path}: {state}; without it nobody knows how many gates share the error of the next one: restore it, or "
+            "begin in another run folder"
+        )
+    return record["limits"] if record else []
 
 
 def add_attempt(run: Run, attempt: Attempt) -> None:
@@ -93,14 +108,14 @@ def take_back(run: Run, one: SetAside | None = None) -> list[SetAside]:
 
 
 def _write(run: Run, attempts: Attempts) -> None:
-    record: dict[str, Any] = {
-        "format": FORMAT,
+    ours: dict[str, Any] = {
         "belongs_to": _belongs_to(run),
         "search": _search_of(run),
         "made": [asdict(a) for a in attempts.made],
         "aside": [asdict(a) for a in attempts.aside],
     }
-    write_record(run.folder / _RECORD, record)
+    others = [one for one in _by_limit(run) if one["belongs_to"] != ours["belongs_to"]]
+    write_record(run.folder / _RECORD, {"format": FORMAT, "limits": [*others, ours]})
 
 
 def _belongs_to(run: Run) -> dict[str, Any]:

@@ -20,6 +20,14 @@ _FOLDERS = (".work", ".cache", ".aside", "study", "exports", "tensorboard")
 _HEX = 32
 
 
+def refuse_odd_path(path: Path) -> None:
+    """Raises PipelineError for a path that no text can name, such as that of a config or a report."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise PipelineError(f"{str(path)!a}: this path is not UTF-8, so no text can name it: rename it") from error
+
+
 def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:

@@ -15,7 +15,7 @@ from pipeline.config import DRAWN, NO_FILE, load_config
 from pipeline.data.index import Index, scan
 from pipeline.data.tree import SPLITS
 from pipeline.errors import PipelineError
-from pipeline.files import templates, write_text
+from pipeline.files import refuse_odd_path, templates, write_text
 from pipeline.stages import Say
 
 NETWORK = "tf_efficientnet_lite0"
@@ -38,12 +38,10 @@ def write_build(
 ) -> dict[str, Any]:
     """Write `file` and check it; {"config", "limit_ms", "weights", "classes", "counts"}. weights: auto, hub, none or a
     .safetensors file of NETWORK. Raises PipelineError."""
+    for path in (root, file):
+        refuse_odd_path(path)
     if file.exists():
         raise PipelineError(f"{file}: exists already; give another with -o, or remove it")
-    try:
-        str(root).encode()
-    except UnicodeEncodeError as error:
-        raise PipelineError(f"{str(root)!a}: this path is not UTF-8, so no config can name it: rename it") from error
     index, host = scan(root, 0), this_host()
     found = weights if weights != "auto" else ("hub" if hub_answers(say) else "none")
     if found not in NO_FILE and not Path(found).is_file():

@@ -32,7 +32,7 @@ from models.language import SpecError, canonical_hash
 from pipeline import FORMAT
 from pipeline.config import BuildConfig, anchored, check_config
 from pipeline.errors import ChangedOutput, EnvironmentProblem, PipelineError
-from pipeline.files import file_digest, read_record, refuse_odd_files, write_record, write_text
+from pipeline.files import file_digest, read_record, refuse_odd_files, refuse_odd_path, write_record, write_text
 from pipeline.show.log import log
 
 MANIFEST, RESULT = "manifest.json", "result.json"
@@ -169,6 +169,7 @@ class Done:
 @contextmanager
 def open_run(folder: Path, config: BuildConfig, say: Say) -> Iterator[Run]:
     """Create or open a run folder, for this process alone. Raises EnvironmentProblem where another one has it."""
+    refuse_odd_path(folder.absolute())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)

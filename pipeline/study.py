@@ -82,7 +82,7 @@ def open_study(
             agree(study, meaning)
         if study.metric_names is None:
             study.set_metric_names(list(metrics))
-        study.get_trials(deepcopy=False)
+        _read_all(study)
         if [d.name.lower() for d in study.directions] != list(directions) or study.metric_names != list(metrics):
             raise ValueError(f"it has not the objectives {', '.join(metrics)}")
     return study
@@ -93,7 +93,7 @@ def _told_of_damage(url: str) -> Iterator[None]:
     """Optuna believes what it reads, and fails in many ways on what was changed by hand or by another version."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         if "?" in url:  # its options go to the database's driver, which raises whatever it likes
             raise PipelineError(
                 f"search.storage: {without_password(url)}: an option of the URL is wrong, or the study "
@@ -144,14 +144,23 @@ def _storage(url: str) -> RDBStorage:
 def load_study(url: str, name: str) -> optuna.Study:
     """One that is there. Raises PipelineError."""
     quiet_optuna()
-    with told_of_databases(url):
+    with told_of_databases(url), _told_of_damage(url):
         try:
-            return optuna.load_study(study_name=name, storage=RDBStorage(url))
+            study = optuna.load_study(study_name=name, storage=RDBStorage(url))
         except KeyError as error:
             raise PipelineError(
                 f"search.storage: {without_password(url)}: it holds no study {name!r}; search again, or give the "
                 "database that the search was made with"
             ) from error
+        _read_all(study)
+    return study
+
+
+def _read_all(study: optuna.Study) -> None:
+    """Find out now whether all trials can be read."""
+    trials = study.get_trials(deepcopy=False)
+    if any(t.number >= len(trials) for t in trials):
+        raise ValueError("its trials are not numbered from 0")
 
 
 def agree(study: optuna.Study, meaning: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from latency.errors import InputError, LatencyError
-from latency.files import is_ort, is_quantized, operators_of
-from latency.graph import depends
+from latency.files import is_quantized
+from latency.graph import depends, operators
 from latency.runners.kernel import Kernel, fixed_shape, random_input
 
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
@@ -32,8 +32,9 @@ class OrtSession:
         outputs = session.get_outputs()
         content = path.read_bytes()
         first = outputs[0].name if outputs else only.name
-        # An .ort file has another format, and is made from an .onnx file.
-        if first == only.name or not (is_ort(content) or depends(content, first, only.name)):
+        # ONNX Runtime's own format, as it decides itself. It is made from an .onnx file.
+        is_ort = path.suffix.lower() == ".ort"
+        if first == only.name or not (is_ort or depends(content, first, only.name)):
             raise InputError(
                 f"{path}: it computes nothing: its first output does not depend on its input; export it again"
             )
@@ -41,7 +42,8 @@ class OrtSession:
         self._session, self._input = session, only.name
         self._outputs = [first]
         # The session does not tell what its kernels compute in.
-        self.effective_precision = "int8" if is_quantized(operators_of(content)) else "f32"
+        names = {content.decode("latin-1")} if is_ort else operators(content)
+        self.effective_precision = "int8" if is_quantized(names) else "f32"
         options = session.get_session_options()
         self.settings = {
             "threads": options.intra_op_num_threads,

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
 from export.bounded import answer
@@ -21,6 +23,13 @@ def _answer(request: dict[str, Any]) -> Any:
             os.kill(os.getpid(), signal.SIGABRT)
         case "disk":
             raise OSError(28, "No space left on device", "/somewhere")
+        case "wait":
+            file = Path(request["file"])
+            try:
+                file.touch()
+                time.sleep(600)
+            finally:
+                file.unlink()
         case "bug":
             return {}["x"]
     return None

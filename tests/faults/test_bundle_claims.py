@@ -15,7 +15,6 @@ from export.lock import parse_pins, render_pins
 from export.manifest import Quality, known_part
 from export.parity import quality
 from export.preflight import check
-from latency.files import is_quantized, keeps_state, operators_of
 from tests.faults.bundles import cause, edit, refused, replace_text, seal
 
 
@@ -370,8 +369,11 @@ def test_a_manifest_for_a_timing_that_is_none(bundle, change):
     assert "no bundle of edgebuild" in read_bundle_error(bundle)
 
 
-def test_what_keeps_a_state_is_known_by_its_operators():
-    ir = b"\xef\xbb\xbf<net><layers><layer id='0' type='Read&#86;alue'/></layers></net>"
-    assert keeps_state(operators_of(ir))
-    assert not is_quantized(operators_of(ir))
-    assert is_quantized(operators_of(b"<net><layer type='Fake&#81;uantize'/></net>"))
+BROKEN = {"no fields": b"\x08\x80", "nothing": b"", "a mark of another format": b"\x12\x06xxORTM"}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_model_that_is_none(bundle, what):
+    (bundle / "model.onnx").write_bytes(BROKEN[what])
+    seal(bundle)
+    refused(bundle, "model", "model.onnx: it")

@@ -88,10 +88,10 @@ def test_no_other_process_can_be_changed_and_nothing_used_up_that_a_user_has_so_
     answer = rehearsed(
         tmp_path,
         """
-        import ctypes, errno, os, resource, signal
+        import ctypes, errno, fcntl, os, resource, signal
         calls = {"rt_sigqueueinfo": 129, "io_setup": 206, "timer_create": 222, "epoll_create1": 291}
         calls |= {"inotify_init": 253, "inotify_init1": 294, "migrate_pages": 256, "move_pages": 279}
-        calls |= {"process_madvise": 440, "pidfd_getfd": 438}
+        calls |= {"process_madvise": 440, "pidfd_getfd": 438, "fanotify_init": 300, "flock": 73}
         libc = ctypes.CDLL(None, use_errno=True)
         for name, number in calls.items():
             if libc.syscall(number, 1, 1, 0, 0, 0) >= 0 or ctypes.get_errno() != errno.ENOSYS:
@@ -104,12 +104,29 @@ def test_no_other_process_can_be_changed_and_nothing_used_up_that_a_user_has_so_
             "affinity": lambda: os.sched_setaffinity(1, {0}),
             "terminal": lambda: os.openpty(),
             "ptmx": lambda: os.open("/dev/ptmx", os.O_RDWR),
+            "lock": lambda: fcntl.lockf(shared, fcntl.LOCK_SH | fcntl.LOCK_NB),
+            "lease": lambda: fcntl.fcntl(shared, fcntl.F_SETLEASE, fcntl.F_RDLCK),
+            "notice": lambda: fcntl.fcntl(os.open("/usr", os.O_RDONLY), fcntl.F_NOTIFY, fcntl.DN_MODIFY),
+            "pipe": lambda: fcntl.fcntl(os.pipe()[0], fcntl.F_SETPIPE_SZ, 2**20),
+            "more files": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096)),
+            "files": lambda: [os.open("/dev/null", os.O_RDONLY) for _ in range(200)],
         }
+        shared = os.open("/given/rehearsal.py", os.O_RDONLY)
+
+        def pending():
+            return int(open("/proc/self/status").read().partition("SigQ:")[2].partition("/")[0])
+
+        signal.pthread_sigmask(signal.SIG_BLOCK, [40])
+        before = pending()
+        for _ in range(1000):
+            os.kill(os.getpid(), 40)
+        if pending() >= before + 1000:
+            print("signals")
         for name, act in tried.items():
             try:
                 act()
                 print(name)
-            except OSError:
+            except (OSError, ValueError):
                 pass
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
         resource.prlimit(0, resource.RLIMIT_CORE)

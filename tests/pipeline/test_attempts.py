@@ -14,6 +14,7 @@ from latency.gate import judge
 from pipeline import attempts
 from pipeline.attempts import Attempt, SetAside, add_attempt, read_attempts, set_aside, take_back
 from pipeline.config import load_config
+from pipeline.errors import PipelineError
 from pipeline.run import run_all
 from pipeline.search.choose import Row, Rule, choose, keeps
 from pipeline.ship import gate as stage
@@ -39,6 +40,32 @@ def test_attempts_outlive_stages_and_belong_to_one_limit(tmp_path):
         assert len(read_attempts(run).made) == 2
     with opened(tmp_path / "run", "latency.limit_ms=9") as run:
         assert read_attempts(run).made == ()
+        add_attempt(run, ATTEMPT)
+    with opened(tmp_path / "run") as run:
+        assert len(read_attempts(run).made) == 2, "another limit between does not let the count begin anew"
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"limits": []}'])
+def test_attempts_that_cannot_be_counted_are_no_first_one(content, tmp_path):
+    with opened(tmp_path / "run") as run:
+        add_attempt(run, ATTEMPT)
+        (run.folder / "attempts.json").write_text(content)
+        with pytest.raises(PipelineError, match=r"attempts\.json: damaged; .* begin in another run folder"):
+            read_attempts(run)
+
+
+def test_attempts_that_a_finished_gate_made_are_missed(tmp_path):
+    def gated(run, work):
+        add_attempt(run, ATTEMPT)
+        (work / "gate.json").write_text("{}")
+        return {}
+
+    with opened(tmp_path / "run") as run:
+        perform(Stage("gate", (), lambda run: {}, gated), run)
+        assert len(read_attempts(run).made) == 1
+        (run.folder / "attempts.json").unlink()
+        with pytest.raises(PipelineError, match=r"attempts\.json: missing"):
+            read_attempts(run)
 
 
 def test_what_was_set_aside_beside_work_is_tried_again(tmp_path):
@@ -200,21 +227,22 @@ def test_a_host_that_never_rests_fails_nothing(scripted):
 def test_where_no_file_passes_the_next_candidate_is_distilled(tiny, tiny_run, tmp_path, monkeypatch):
     """Real stages on real files; only the verdicts on the first choice are written over."""
     folder, said = shutil.copytree(tiny_run, tmp_path / "run"), []
-    first = json.loads((folder / "select/manifest.json").read_text())["summary"]["trial"]
-    own = stage.gate
+    own, tried = stage.gate, []
 
     def gate(subject, limit_ms, *more):
         verdict, measurement = own(subject, limit_ms, *more)
-        if stage.chosen_trial(run) == first:
+        tried.append(stage.chosen_trial(run))
+        if tried[-1] == tried[0]:
             verdict = replace(verdict, verdict="fail", reasons=("slow",))
         return verdict, measurement
 
     monkeypatch.setattr(stage, "gate", gate)
     shutil.rmtree(folder / "gate")
     (folder / "attempts.json").unlink()
-    with open_run(folder, load_config(tiny, ["gate.more_minutes=60"]), said.append) as run:
+    with open_run(folder, load_config(tiny, ["gate.more_minutes=60", "latency.precisions=[f32]"]), said.append) as run:
         result = run_all(run)
         kept = read_attempts(run)
+    first = tried[0]
     assert [a.trial for a in kept.aside] == [first]
     assert {a.trial for a in kept.made if a.verdict == "fail"} == {first}
     chosen = json.loads((folder / "select/manifest.json").read_text())["summary"]["trial"]

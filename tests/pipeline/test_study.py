@@ -242,3 +242,15 @@ def test_a_study_that_is_not_there_is_named(tmp_path):
     opened(tmp_path)
     with pytest.raises(PipelineError, match="it holds no study 'other'"):
         load_study(database_url(None, tmp_path), "other")
+
+
+@pytest.mark.parametrize("damage", ["state = 'BOGUS'", "number = number + 1000000", "datetime_start = 'soon'"])
+def test_trials_that_cannot_be_read_are_a_damaged_study(damage, tmp_path):
+    study = opened(tmp_path)
+    study.add_trial(optuna.create_trial(values=[0.5] * len(study.directions)))
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        database.execute(f"UPDATE trials SET {damage}")
+    with pytest.raises(EnvironmentProblem, match="the study in it is damaged"):
+        opened(tmp_path)
+    with pytest.raises(EnvironmentProblem, match="the study in it is damaged"):
+        load_study(database_url(None, tmp_path), study.study_name)
