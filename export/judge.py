@@ -24,12 +24,13 @@ from latency.host import this_host
 _TIES = 0.02
 """Share of recorded images that may get another label, even if all of them are near-ties: what counts as one depends on
 figures of the manifest, which its packer could choose."""
-_EXCESSES = {
+EXCESSES = {
     "memory": ("memory", "fail", "its processes held half of this machine's memory"),
     "tasks": ("memory", "fail", f"it had over {MAX_TASKS} processes and threads"),
     "host": ("memory", "inconclusive", "this machine was almost out of memory"),
     "watch": ("sandbox", "fail", "its processes could not be watched"),
 }
+"""What `rehearsal.Watch` ended a step for: the check, its verdict, and in words."""
 _SCORE = 1e-4
 """Allowed difference of a score; tables show six digits."""
 
@@ -80,7 +81,7 @@ def judge_step(name: str, answer: Answer, limits: Limits, checks: Checks) -> Ste
     if answer.disk_full or "No space left on device" in said:
         checks.stop("disk", "fail", f"{limits.disk / 1e6:.0f} MB are not enough: full at the step '{name}'")
     if answer.exceeded:
-        check, verdict, told = _EXCESSES[answer.exceeded]
+        check, verdict, told = EXCESSES[answer.exceeded]
         checks.stop(check, verdict, f"'{name}' was ended: {told}")
     if step is None:
         checks.stop(name, "fail", f"it was not done: {last_words(said)}")

@@ -25,6 +25,7 @@ from export.artifact import sha256
 from export.checks import PROCESSES, Check, Checks, Ended, Limits
 from export.examine import examine, unpacked
 from export.judge import (
+    EXCESSES,
     Row,
     judge_forms,
     judge_golden,
@@ -167,6 +168,8 @@ def _fetch(manifest: Manifest, pins: tuple[Pin, ...], work: Path, wheels: Path |
         checks.stop("sandbox", "inconclusive", f"the packages cannot be fetched in it: {error}")
     name, step = next(reversed(answer.steps.items()), ("copy", None))
     if answer.problem or step is None or step.code != 0:
+        if answer.exceeded:  # by other processes of this machine: no code of the bundle runs in this one
+            checks.stop("sandbox", "inconclusive", f"'{name}' was ended: {EXCESSES[answer.exceeded][2]}")
         if name == "venv":
             said = last_words(step.said) if step else ""
             checks.stop("sandbox", "inconclusive", f"Python cannot make an environment (python3-venv?): {said}")

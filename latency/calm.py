@@ -95,7 +95,7 @@ def wait_for_calm(
         if not told:
             say(
                 f"the host is disturbed: the control takes {run.control_p50_ms:.3f} ms, {calm.p50_ms:.3f} at rest; "
-                f"waiting up to {seconds / 60:g} min for it to come to rest"
+                f"waiting up to {max(seconds, 60) / 60:.0f} min for it to come to rest"
             )
             told = True
         time.sleep(_PAUSE_S)

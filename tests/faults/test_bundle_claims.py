@@ -377,3 +377,12 @@ def test_a_model_that_is_none(bundle, what):
     (bundle / "model.onnx").write_bytes(BROKEN[what])
     seal(bundle)
     refused(bundle, "model", "model.onnx: it")
+
+
+def test_a_machine_without_memory_makes_no_environment_and_says_so(bundle, monkeypatch):
+    ended = sandbox.Answer(steps={}, disk_peak_bytes=0, disk_full=False, exceeded="host")
+    monkeypatch.setattr(sandbox, "available", lambda: None)
+    monkeypatch.setattr(sandbox, "fetch", lambda *_: ended)
+    found = check(bundle, Limits())
+    assert (found.verdict, found.checks[-1].name) == ("inconclusive", "sandbox")
+    assert "was ended: this machine was almost out of memory" in found.checks[-1].told
