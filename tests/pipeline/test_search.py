@@ -3,6 +3,7 @@
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,6 +151,34 @@ def test_a_candidate_that_cannot_be_exported_ends_no_search(tiny, tmp_path, monk
         done = run_one("search", run)
     assert "trial 0: cannot be built or timed: an operator that ONNX lacks" in said
     assert done.summary["trained"] == 1
+
+
+@pytest.mark.parametrize(
+    ("trials", "expected"),
+    [
+        (1, [3.0, 2.0, 1.02, 0.95, 0.9, 0.7, 0.5]),
+        (2, [3.0, 2.0, 1.02, 0.7, 0.95, 0.9, 0.5]),
+        (3, [3.0, 2.0, 1.02, 0.95, 0.7, 0.9, 0.5]),
+        (9, [3.0, 2.0, 1.02, 0.95, 0.9, 0.7, 0.5]),
+    ],
+)
+def test_a_sweep_trains_the_slowest_and_one_with_room(trials, expected, tiny, tmp_path, monkeypatch):
+    p90s_ms = [0.5, 0.9, 3.0, 1.02, 0.95, 0.7, 2.0]
+    monkeypatch.setattr(loop, "timed", lambda candidate, search, timer: [timing_of(candidate)])
+
+    def timing_of(p90_ms):
+        return SimpleNamespace(p90_ms=p90_ms, p90_lower_ms=0.9 * p90_ms)
+
+    search = SimpleNamespace(
+        config=load_config(tiny, ["latency.limit_ms=1", f"search.trials={trials}"]),
+        space=SimpleNamespace(
+            combinations=lambda: [{"ms": ms} for ms in p90s_ms],
+            suggest=lambda trial, classes: trial.suggest_float("ms", 0, 9),
+        ),
+        index=SimpleNamespace(classes=("a", "b")),
+        say=lambda text: None,
+    )
+    assert [params["ms"] for params in loop._slowest_first(search, None)] == expected
 
 
 @pytest.mark.parametrize(
