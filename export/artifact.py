@@ -5,7 +5,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from export import FORMAT
 from export.errors import ExportError
@@ -14,6 +16,8 @@ from latency.files import model_files
 from latency.records import Subject
 
 METADATA_KEY = "edgebuild"
+_MOST = 2**14
+"""Pixels of a side, or images of a batch. Anything larger is a typing error."""
 _T = TypeVar("_T")
 
 
@@ -24,13 +28,15 @@ class ModelCard:
     mean and std are of pixel values from 0 to 255, by channel.
     """
 
-    classes: tuple[str, ...]
-    input_size: int
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    input_size: Annotated[int, Field(ge=1, le=_MOST)]
     preprocess: Preprocess
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Annotated[tuple[FiniteFloat, ...], Field(min_length=3, max_length=3)]
+    std: Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(min_length=3, max_length=3)]
     spec_hash: str
-    batch: int = 1
+    batch: Annotated[int, Field(ge=1, le=_MOST)] = 1
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -38,13 +44,18 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
-        values = json.loads(text)
-        if values.get("format") != FORMAT:
-            raise ExportError(f"model card of format {values.get('format')!r}; this version reads {FORMAT}")
-        values["preprocess"] = Preprocess(**values["preprocess"])
-        for key in ("classes", "mean", "std"):
-            values[key] = tuple(values[key])
-        return cls(**values)
+        """Raises ExportError for what `to_json` did not write."""
+        try:
+            values = json.loads(text)
+            if isinstance(values, dict) and values.get("format") != FORMAT:
+                raise ExportError(f"model card of format {values.get('format')!r}; this version reads {FORMAT}")
+            card: ModelCard = TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ExportError(f"no model card: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ExportError(f"no model card: {error}") from error
+        return card
 
 
 @dataclass(frozen=True)

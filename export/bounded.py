@@ -27,6 +27,9 @@ ENDED = 128 + signal.SIGTERM
 """Its exit code if it was told to end."""
 _ENDS_WITHIN_S = 15
 """For so long it may clean up once it is told to end."""
+_BY_ITS_LIMITS = (signal.SIGXCPU, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
+"""What ends a process that has used up its time, or whose allocator gave up. SIGKILL comes from outside: the kernel
+sends it where the machine is out of memory."""
 _SET_PDEATHSIG = 1
 """prctl's PR_SET_PDEATHSIG: the signal of a process whose parent has died."""
 
@@ -36,7 +39,7 @@ class Exceeded(Exception):
 
 
 class Unreadable(Exception):
-    """It failed in a way that nobody foresaw."""
+    """It failed in a way that nobody foresaw, or was ended by somebody else."""
 
 
 def ask(module: str, request: dict[str, Any]) -> Any:
@@ -67,8 +70,10 @@ def ask(module: str, request: dict[str, Any]) -> Any:
         raise KeyboardInterrupt
     try:
         answer = json.loads(said)
-    except ValueError:  # it was killed, or its allocator gave up
-        raise Exceeded(f"it took over {MEMORY_BYTES / 1e9:.1f} GB of memory or {CPU_S} s of a CPU") from None
+    except ValueError:
+        if -process.returncode in _BY_ITS_LIMITS:
+            raise Exceeded(f"it took over {MEMORY_BYTES / 1e9:.1f} GB of memory or {CPU_S} s of a CPU") from None
+        raise Unreadable(f"the process that reads it was ended from outside: code {process.returncode}") from None
     if "os_error" in answer:
         raise OSError(*answer["os_error"])
     if "memory" in answer:

@@ -6,9 +6,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from export import preprocess
 from export.artifact import Artifact, ModelCard, evenly, sha256
@@ -103,6 +104,18 @@ class Bundle:
     threads: int
 
 
+class _Model(BaseModel):
+    """What a manifest of any format says of its model."""
+
+    model_config = ConfigDict(strict=True)
+
+    path: str
+    runtime: str
+    precision: str
+    threads: Annotated[int, Field(ge=1)]
+    sha256: str
+
+
 def read_bundle(folder: Path) -> Bundle:
     """Raises ExportError where the folder is none, or its model is not the one of the manifest."""
     path = folder / MANIFEST
@@ -110,20 +123,19 @@ def read_bundle(folder: Path) -> Bundle:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] not in range(1, FORMAT + 1):
             raise ExportError(f"{path}: a bundle of format {manifest['format']}; this version reads 1 to {FORMAT}")
-        model = manifest["model"]
-        if Path(model["path"]).name != model["path"]:
-            raise ExportError(f"{path}: names a model outside of the bundle: {model['path']!r}")
-        digest = model["sha256"]
+        model = _Model.model_validate(manifest["model"])
+        if Path(model.path).name != model.path:
+            raise ExportError(f"{path}: names a model outside of the bundle: {model.path!r}")
         bundle = Bundle(
-            Artifact(folder / model["path"], model["runtime"], model["precision"]),
+            Artifact(folder / model.path, model.runtime, model.precision),
             Preprocess(**manifest["preprocess"]),
-            int(model["threads"]),
+            model.threads,
         )
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ExportError(
-            f"{folder}: no bundle of edgebuild: {error!r}; give the folder that holds {MANIFEST}"
+            f"{folder}: no bundle of edgebuild: {' '.join(str(error).split())}; give the folder that holds {MANIFEST}"
         ) from error
-    if bundle.artifact.subject(bundle.threads).sha256 != digest:
+    if bundle.artifact.subject(bundle.threads).sha256 != model.sha256:
         raise ExportError(f"{bundle.artifact.path}: differs from the manifest's sha256; unpack the archive again")
     return bundle
 

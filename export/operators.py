@@ -46,13 +46,12 @@ def _of_onnx(path: Path) -> Iterator[str]:
         model = onnx.load_model_from_string(path.read_bytes())
     except DecodeError as error:
         raise InputError(f"{path.name}: it is no ONNX model: {error}") from error
-    own = {f"{f.domain}:{f.name}" for f in model.functions}
-    waiting: list[Message] = [model.graph, *model.functions]
+    if model.functions:  # whether one of them or the runtime's own operator of that name is run, the runtime decides
+        raise InputError(f"{path.name}: it defines functions of its own; none of edgebuild's files does")
+    waiting: list[Message] = [model.graph]
     while waiting:
         for node in waiting.pop().node:
-            name = f"{node.domain}:{node.op_type}"
-            if name not in own:
-                yield _known_to_onnx(name, path)
+            yield _known_to_onnx(f"{node.domain}:{node.op_type}", path)
             for attribute in node.attribute:
                 waiting += [attribute.g, *attribute.graphs]
 

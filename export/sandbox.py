@@ -139,14 +139,17 @@ class Sandbox:
         process = self._process
         assert process.stdin and process.stdout
         timer = threading.Timer(within_s, process.kill)  # which kills the sandbox, and so closes all pipes
+        timer.daemon = True
         timer.start()
         line = b""
-        with contextlib.suppress(OSError):
-            process.stdin.write(json.dumps({"do": do, **request}).encode() + b"\n")
-            process.stdin.flush()
-            line = process.stdout.readline(_MAX_ANSWER_BYTES)
-        late = not timer.is_alive()
-        timer.cancel()
+        try:
+            with contextlib.suppress(OSError):
+                process.stdin.write(json.dumps({"do": do, **request}).encode() + b"\n")
+                process.stdin.flush()
+                line = process.stdout.readline(_MAX_ANSWER_BYTES)
+            late = not timer.is_alive()
+        finally:
+            timer.cancel()
         if late:
             raise SandboxBroken(f"'{do}' was not done within {within_s:.0f} s, and did not end when it should")
         if not line.endswith(b"\n"):

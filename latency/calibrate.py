@@ -10,6 +10,8 @@ from latency.errors import InputError
 NOISE = 0.03
 """Two measurements of one file agree within this (ci/bench/latency_bench.py): what one pair is good for."""
 CONFIDENCE = 0.95
+_LEAST, _MOST = 1e-9, 1e9
+"""Anything beyond is a typing error."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,10 @@ def calibrate(pairs: Sequence[tuple[float, float]], limit_s: float) -> Calibrati
     Applied Regression Analysis, 1998, section 3.2) meets `limit_s`. Raises InputError for pairs that contradict it.
     """
     pairs = tuple(pairs)
-    if not pairs or not all(math.isfinite(v) and v > 0 for pair in [*pairs, (limit_s, limit_s)] for v in pair):
-        raise InputError("calibrate: give at least one pair MS,SECONDS and a limit in seconds, all over 0")
+    if not pairs or not all(_LEAST <= v <= _MOST for pair in [*pairs, (limit_s, limit_s)] for v in pair):
+        raise InputError(
+            f"calibrate: give at least one pair MS,SECONDS and a limit in seconds, all from {_LEAST:g} to {_MOST:g}"
+        )
     if len(pairs) < 3:
         ratios = sorted(seconds / ms for ms, seconds in pairs)
         low, high = limit_s / (ratios[-1] * (1 + NOISE)), limit_s / ratios[0]

@@ -4,9 +4,13 @@ They are counted because they share one error: whoever gates until something pas
 lies beside the stages, so that it outlives each of them; each limit has its own, on each host.
 """
 
+import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pipeline import FORMAT
 from pipeline.errors import PipelineError
@@ -67,25 +71,52 @@ class Attempts:
 
 def read_attempts(run: Run) -> Attempts:
     """Those at this run's limit, on what times it. Raises PipelineError where they were made, but cannot be counted."""
-    ours = next((one for one in _by_limit(run) if one["belongs_to"] == _belongs_to(run)), None)
+    ours = next((one for one in _by_limit(run) if one.belongs_to == _belongs_to(run)), None)
     if ours is None:
         return Attempts()
-    made = tuple(Attempt(**{**a, "reasons": tuple(a["reasons"])}) for a in ours["made"])
-    aside = tuple(SetAside(**a) for a in ours["aside"]) if ours["search"] == _search_of(run) else ()
-    return Attempts(made, aside)
+    return Attempts(ours.made, ours.aside if ours.search == _search_of(run) else ())
 
 
-def _by_limit(run: Run) -> list[dict[str, Any]]:
+def _by_limit(run: Run) -> list["_OneLimit"]:
     """The attempts at every limit that this run folder has had, on every host."""
-    path = run.folder / _RECORD
+    path, gated = run.folder / _RECORD, run.folder / "gate" / "gate.json"
     record = read_record(path, {"limits": list})
-    if record is None and (os.path.lexists(path) or run.has("gate", "gate.json")):
-        state = "damaged" if os.path.lexists(path) else "missing"
-        raise PipelineError(
-            f"{path}: {state}; without it nobody knows how many gates share the error of the next one: restore it, or "
-            "begin in another run folder"
-        )
-    return record["limits"] if record else []
+    try:
+        limits = _LIMITS.validate_python(record["limits"] if record else [])
+    except ValidationError:
+        record = None
+    if record is None and os.path.lexists(path):
+        state = "damaged"
+    elif not _hold(limits, gated):
+        state = f"older than {gated}, which names attempts that it lacks" if record else "missing"
+    else:
+        return limits
+    raise PipelineError(
+        f"{path}: {state}; without it nobody knows how many gates share the error of the next one: restore it, or "
+        "begin in another run folder"
+    )
+
+
+def _hold(limits: list["_OneLimit"], gated: Path) -> bool:
+    """Whether the attempts that a finished gate names are among these."""
+    try:
+        named = json.loads(gated.read_text(encoding="utf-8"))["attempts"]
+        wanted = {(a["number"], a["sha256"], a["p90_ms"]) for a in named}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # it is judged where it is read
+        return True
+    return wanted <= {(a.number, a.sha256, a.p90_ms) for one in limits for a in one.made}
+
+
+class _OneLimit(BaseModel):
+    """The record of one limit on one host."""
+
+    belongs_to: dict[str, Any]
+    search: str | None
+    made: tuple[Attempt, ...]
+    aside: tuple[SetAside, ...]
+
+
+_LIMITS = TypeAdapter(list[_OneLimit])
 
 
 def add_attempt(run: Run, attempt: Attempt) -> None:
@@ -108,14 +139,9 @@ def take_back(run: Run, one: SetAside | None = None) -> list[SetAside]:
 
 
 def _write(run: Run, attempts: Attempts) -> None:
-    ours: dict[str, Any] = {
-        "belongs_to": _belongs_to(run),
-        "search": _search_of(run),
-        "made": [asdict(a) for a in attempts.made],
-        "aside": [asdict(a) for a in attempts.aside],
-    }
-    others = [one for one in _by_limit(run) if one["belongs_to"] != ours["belongs_to"]]
-    write_record(run.folder / _RECORD, {"format": FORMAT, "limits": [*others, ours]})
+    ours = _OneLimit(belongs_to=_belongs_to(run), search=_search_of(run), made=attempts.made, aside=attempts.aside)
+    limits = [*(one for one in _by_limit(run) if one.belongs_to != ours.belongs_to), ours]
+    write_record(run.folder / _RECORD, {"format": FORMAT, "limits": _LIMITS.dump_python(limits, mode="json")})
 
 
 def _belongs_to(run: Run) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def write_build(
         "root": f"./{root}" if str(root) == DRAWN else str(root),
         "images": images,
         "limit_s": limit_s,
-        "limit_ms": f"{limit:g}",
+        "limit_ms": repr(limit).removesuffix(".0"),
         "limit_why": why,
         "weights": found,
         "pretrained": found != "none",

@@ -62,8 +62,10 @@ def worst(rows: Sequence[dict[str, Any]]) -> str:
     return next(v for v in ("fail", "inconclusive", "pass") if v in verdicts)
 
 
-_Milliseconds = Annotated[list[Annotated[FiniteFloat, Field(gt=0, le=1e9)]], Field(min_length=1)]
+_Milliseconds = Annotated[list[Annotated[FiniteFloat, Field(ge=1e-6, le=1e9)]], Field(min_length=1)]
 _Count = Annotated[int, Field(ge=1)]
+_Samples = Annotated[int, Field(ge=1, le=100_000)]
+_Seconds = Annotated[FiniteFloat, Field(ge=0, le=3600)]
 
 
 class _StoredPart(BaseModel):
@@ -90,10 +92,12 @@ class _StoredHost(_StoredPart):
 
 
 class _StoredPlan(_StoredPart):
-    samples: _Count = 1
-    seconds: FiniteFloat = 0
-    least: _Count = 1
-    warmup_seconds: FiniteFloat = 0
+    """By which the head is timed too."""
+
+    samples: _Samples = 1
+    seconds: _Seconds = 0
+    least: _Samples = 1
+    warmup_seconds: _Seconds = 0
 
 
 class _StoredMeasurement(_StoredPart):

@@ -143,7 +143,15 @@ def report(run: Run, result: dict[str, Any], pictures: bool = False) -> Path:
     from pipeline.report.facts import gather  # plotly and the templates: a second that no other command needs
     from pipeline.report.write import write_report
 
-    return write_report(run.folder, gather(run, result, *_candidates(run, result)), pictures)
+    try:
+        facts = gather(run, result, *_candidates(run, result))
+    except (LookupError, TypeError, AttributeError, ValueError) as error:  # records whose digest was computed anew
+        log(run.folder, traceback.format_exc())
+        raise PipelineError(
+            f"{run.folder}: its records are not as edgebuild writes them ({error!r:.200}; {LOG} says where): remove "
+            f"that stage's folder, and `edgebuild run --run-dir {run.folder}` does it again"
+        ) from error
+    return write_report(run.folder, facts, pictures)
 
 
 def standing(run: Run) -> dict[str, Any]:
@@ -157,6 +165,8 @@ def standing(run: Run) -> dict[str, Any]:
     for text in harmed:
         run.say(f"report: {text}: it is not used")
     if result and not harmed and result["config"] == _config_hash(run) and _of_these_stages(result, run):
+        if (manifest := run.manifest(DATA.name)) and not _belongs(DATA, manifest, run):
+            run.say("report: the photos have changed since; this tells of those that there were")
         return result
     done: list[Done] = []
     reasons: list[str] = []

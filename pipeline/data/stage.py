@@ -1,5 +1,6 @@
 """The stage `data`: which photos there are."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ def _data_inputs(run: Run) -> dict[str, Any]:
         return {"root": DRAWN, "seed": run.config.seed}
     root = Path(run.config.data.root)
     files = list_files(root) if root.is_dir() else []
-    return {"root": str(root.resolve()), "seed": run.config.seed, "files": canonical_hash(files)}
+    return {"root": os.path.realpath(root), "seed": run.config.seed, "files": canonical_hash(files)}
 
 
 def _data(run: Run, work: Path) -> dict[str, Any]:

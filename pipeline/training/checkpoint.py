@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from export.artifact import ModelCard
+from export.errors import ExportError
 from export.preprocess import Preprocess
 from models.build import build
 from models.pretrained import Normalisation, normalisation
@@ -49,6 +50,7 @@ def load_checkpoint(path: Path, model: Path | None = None) -> tuple[ModelSpec, M
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
+        state = read_tensors(path)
     except Exception as error:  # safetensors raises its own SafetensorError, which is a plain Exception
         raise PipelineError(f"{path}: not a safetensors checkpoint: {error}") from error
     try:
@@ -59,12 +61,15 @@ def load_checkpoint(path: Path, model: Path | None = None) -> tuple[ModelSpec, M
         about = json.loads(metadata[_ABOUT]) if _ABOUT in metadata else earlier
         card = ModelCard.from_json(about["card"])
         document = about["model"]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, ExportError) as error:
         raise PipelineError(
-            f"{path}: no checkpoint of edgebuild's: its metadata holds no card; give one that `edgebuild distill` wrote"
+            f"{path}: no checkpoint of edgebuild's: its metadata holds no card ({error}); give one that `edgebuild "
+            "distill` wrote"
         ) from error
     spec = ModelSpec.load(model) if model else ModelSpec.parse(document, source=str(path))
-    return spec.with_classes(len(card.classes)), card, read_tensors(path)
+    if model is None and spec.input_size != card.input_size:
+        raise PipelineError(f"{path}: its card says {card.input_size} px, its model {spec.input_size}")
+    return spec.with_classes(len(card.classes)), card, state
 
 
 def restore(spec: ModelSpec, state: State, source: Path) -> nn.Module:

@@ -1,5 +1,6 @@
 """ONNX, OpenVINO and INT8 files of a real student: what they take, what they say of themselves, what they answer."""
 
+import json
 import shutil
 
 import numpy as np
@@ -14,6 +15,7 @@ from export.errors import ExportError
 from export.onnx_export import deployable, export_onnx, read_card
 from export.openvino_export import read_onnx, save_ir
 from export.parity import compare, f1_per_class, logits_of, scores
+from export.preprocess import Preprocess
 from export.quantize import quantize_onnx, quantize_openvino
 
 
@@ -160,3 +162,42 @@ def test_scores_count_every_class():
 def test_logits_that_are_not_finite_are_no_parity():
     with pytest.raises(ExportError, match="not finite"):
         compare(np.zeros((1, 2)), np.array([[np.nan, 0.0]]), np.array([0]))
+
+
+def odd(**changes):
+    return json.dumps({**json.loads(CARD.to_json()), **changes})
+
+
+CARD = ModelCard(tuple("ab"), 64, Preprocess(64), (127.5,) * 3, (127.5,) * 3, "0" * 16)
+ODD_CARDS = {
+    "a list": "[]",
+    "a text": '"a"',
+    "nothing": "null",
+    "a number": "5",
+    "no JSON": "{",
+    "two means": odd(mean=[1.0, 2.0]),
+    "a mean in words": odd(mean=["a", "b", "c"]),
+    "a deviation of 0": odd(std=[1.0, 0.0, 1.0]),
+    "an endless mean": odd(mean=[1.0, 2.0, float("inf")]),
+    "a negative size": odd(input_size=-1),
+    "a size in words": odd(input_size="x"),
+    "half a pixel": odd(input_size=1.5),
+    "no image": odd(batch=-1),
+    "a huge batch": odd(batch=10**6),
+    "no classes": odd(classes=[]),
+    "classes that are no names": odd(classes=[None, {}]),
+    "a preprocessing in words": odd(preprocess={"size": "x"}),
+    "another preprocessing": odd(preprocess={"size": 64, "fit": "no"}),
+    "more than it holds": odd(more=1),
+    "another format": odd(format=99),
+}
+
+
+@pytest.mark.parametrize("what", ODD_CARDS)
+def test_a_card_that_none_of_ours_wrote(what):
+    with pytest.raises(ExportError, match="model card"):
+        ModelCard.from_json(ODD_CARDS[what])
+
+
+def test_a_card_is_read_as_it_was_written():
+    assert ModelCard.from_json(CARD.to_json()) == CARD

@@ -46,6 +46,12 @@ def test_a_fault_of_this_machine_stays_one():
     assert (caught.value.errno, caught.value.filename) == (28, "/somewhere")
 
 
+def test_what_was_ended_from_outside_is_no_fault_of_what_it_read():
+    """As the kernel does where the machine is out of memory."""
+    with pytest.raises(bounded.Unreadable, match="ended from outside: code -9"):
+        ask("killed")
+
+
 def test_what_nobody_foresaw_is_told(capfd):
     with pytest.raises(bounded.Unreadable, match=r"KeyError in greedy\.py, line \d+: 'x'"):
         ask("bug")

@@ -362,7 +362,14 @@ def test_weights_in_a_place_that_is_none(bundle, location):
 
 @pytest.mark.parametrize(
     "change",
-    [lambda m: m["model"].pop("sha256"), lambda m: m["model"].update(threads=float("inf"))],
+    [
+        lambda m: m["model"].pop("sha256"),
+        *(lambda m, t=t: m["model"].update(threads=t) for t in (float("inf"), 0, -5, True, "1")),
+        *(lambda m, v=v: m["model"].update(runtime=v) for v in (5, None, [])),
+        *(lambda m, v=v: m["model"].update(precision=v) for v in (5, None, {})),
+        lambda m: m.update(model=[]),
+        lambda m: m.update(preprocess=5),
+    ],
 )
 def test_a_manifest_for_a_timing_that_is_none(bundle, change):
     edit(bundle, change)

@@ -221,7 +221,7 @@ def test_no_stage_uses_what_was_changed(inside, folder, stage):
 
 
 @pytest.mark.slow
-def test_a_report_uses_nothing_that_was_edited(inside, folder):
+def test_a_report_uses_nothing_that_was_edited(inside, folder, monkeypatch):
     result = json.loads((folder / RESULT).read_text())
     report = folder / "report.html"
 
@@ -230,6 +230,10 @@ def test_a_report_uses_nothing_that_was_edited(inside, folder):
         assert "Traceback" not in done.stderr
         return done, json.loads(done.stdout)["verdict"] if done.returncode == 0 else None
 
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.data.stage.list_files", lambda root: ["another photo"])
+        done, verdict = told()
+        assert (verdict, "the photos have changed since" in done.stderr) == (result["verdict"], True)
     (folder / RESULT).write_text(json.dumps(result | {"verdict": "fail"}))
     done, verdict = told()
     assert verdict == result["verdict"], "it is reckoned anew from the stages"

@@ -2,7 +2,9 @@
 
 import os
 import platform
+import signal
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -229,3 +231,22 @@ def test_what_was_exceeded_is_told(exceeded, verdict, told):
         judge_step("golden", Answer(steps={}, disk_peak_bytes=0, disk_full=False, exceeded=exceeded), Limits(), checks)
     (found,) = checks.found
     assert (found.verdict, told in found.told) == (verdict, True), found
+
+
+def test_a_question_that_is_interrupted_leaves_no_thread_behind(tmp_path):
+    """Python would wait for it before it ends, for minutes."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before, handler = set(threading.enumerate()), signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.alarm(3)
+        with pytest.raises(KeyboardInterrupt):
+            rehearsed(tmp_path, "import time; time.sleep(600)")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+        assert not thread.is_alive(), thread

@@ -52,7 +52,10 @@ def test_points_on_a_line_give_it_back():
         ([(1.0, 70.0), (1.0, 45.0), (1.0, 20.0)], "the same local ms"),
         ([(1.0, 70.0), (1.5, 72.0), (2.0, 74.0)], "no local limit keeps 60 s"),
         ([], "at least one pair"),
-        ([(0.0, 5.0)], "all over 0"),
+        ([(0.0, 5.0)], "all from 1e-09 to 1e[+]09"),
+        ([(1e308, 1e-308)], "all from 1e-09"),
+        ([(1e308, 1.0), (1e308, 2.0), (1e307, 0.5)], "all from 1e-09"),
+        ([(float("nan"), 1.0)], "all from 1e-09"),
     ],
 )
 def test_pairs_that_contradict_are_refused(pairs, message):

@@ -3,7 +3,7 @@
 import json
 import shutil
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +15,7 @@ from pipeline import attempts
 from pipeline.attempts import Attempt, SetAside, add_attempt, read_attempts, set_aside, take_back
 from pipeline.config import load_config
 from pipeline.errors import PipelineError
+from pipeline.files import write_record
 from pipeline.run import run_all
 from pipeline.search.choose import Row, Rule, choose, keeps
 from pipeline.ship import gate as stage
@@ -57,14 +58,29 @@ def test_attempts_that_cannot_be_counted_are_no_first_one(content, tmp_path):
 def test_attempts_that_a_finished_gate_made_are_missed(tmp_path):
     def gated(run, work):
         add_attempt(run, ATTEMPT)
-        (work / "gate.json").write_text("{}")
+        (work / "gate.json").write_text(json.dumps({"attempts": [asdict(ATTEMPT)]}))
         return {}
 
     with opened(tmp_path / "run") as run:
         perform(Stage("gate", (), lambda run: {}, gated), run)
         assert len(read_attempts(run).made) == 1
-        (run.folder / "attempts.json").unlink()
+        path = run.folder / "attempts.json"
+        path.unlink()
         with pytest.raises(PipelineError, match=r"attempts\.json: missing"):
+            read_attempts(run)
+        (run.folder / "gate/manifest.json").unlink()
+        with pytest.raises(PipelineError, match=r"attempts\.json: missing"):
+            read_attempts(run)
+        write_record(path, {"limits": []})
+        with pytest.raises(PipelineError, match=r"attempts\.json: older than .*gate\.json"):
+            read_attempts(run)
+
+
+@pytest.mark.parametrize("limits", [["x"], [5], [{}], [{"belongs_to": {}, "search": None, "made": None, "aside": []}]])
+def test_attempts_of_another_shape_are_damaged_though_their_digest_was_computed_anew(limits, tmp_path):
+    with opened(tmp_path / "run") as run:
+        write_record(run.folder / "attempts.json", {"limits": limits})
+        with pytest.raises(PipelineError, match=r"attempts\.json: damaged"):
             read_attempts(run)
 
 
