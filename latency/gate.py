@@ -42,6 +42,14 @@ def judge(measurement: Measurement, limit_ms: float, look: Look | None, calm: Ca
     elif calm_low - clock_ms > limit_ms:
         verdict = "fail"
         reason = f"the median process's p90 is at least {calm_low:.3f} ms (99 %), over the limit of {limit_ms:g} ms"
+    elif low - clock_ms > limit_ms:
+        verdict = "inconclusive"
+        typical = median(r.control_p50_ms for r in measurement.runs)
+        reason = (
+            f"the median process's p90 is at least {low:.3f} ms, over the limit of {limit_ms:g} ms, but the host was "
+            f"disturbed: the control took {typical:.3f} ms, {calm.p50_ms:.3f} at rest; end what else runs here and "
+            "gate again"
+        )
     elif clock_ms > CLOCK_SHARE * limit_ms:
         verdict = "inconclusive"
         reason = (
@@ -50,14 +58,6 @@ def judge(measurement: Measurement, limit_ms: float, look: Look | None, calm: Ca
         )
     elif high <= limit_ms:
         return Verdict("pass", limit_ms, low, high, count)
-    elif low > limit_ms:
-        verdict = "inconclusive"
-        typical = median(r.control_p50_ms for r in measurement.runs)
-        reason = (
-            f"the median process's p90 is at least {low:.3f} ms, over the limit of {limit_ms:g} ms, but the host was "
-            f"disturbed: the control took {typical:.3f} ms, {calm.p50_ms:.3f} at rest; end what else runs here and "
-            "gate again"
-        )
     else:
         verdict = "inconclusive"
         reason = (
