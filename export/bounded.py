@@ -24,9 +24,9 @@ CPU_S = 600
 LIMITS = {resource.RLIMIT_DATA: MEMORY_BYTES, resource.RLIMIT_CPU: CPU_S}
 """Soft limits: the processes that it starts may lift them for themselves."""
 ENDED = 128 + signal.SIGTERM
-"""Its exit code if it was told to end."""
+"""Exit code of the process if SIGTERM ended it."""
 _ENDS_WITHIN_S = 15
-"""For so long it may clean up once it is told to end."""
+"""Time for the process to clean up after SIGTERM."""
 _BY_ITS_LIMITS = (signal.SIGXCPU, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
 """What ends a process that has used up its time, or whose allocator gave up. SIGKILL comes from outside: the kernel
 sends it where the machine is out of memory."""
@@ -55,17 +55,17 @@ def ask(module: str, request: dict[str, Any]) -> Any:
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_SET_PDEATHSIG, signal.SIGTERM)
 
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, preexec_fn=limit
-    )
-    try:
-        said, _ = process.communicate(json.dumps(request).encode("ascii"))
-    except BaseException:  # it has files and processes to clean up
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_ENDS_WITHIN_S)
-        process.kill()
-        raise
+    ) as process:
+        try:
+            said, _ = process.communicate(json.dumps(request).encode("ascii"))
+        except BaseException:  # it has files and processes to clean up
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_ENDS_WITHIN_S)
+            process.kill()
+            raise
     if process.returncode == ENDED:
         raise KeyboardInterrupt
     try:

@@ -175,8 +175,8 @@ class Sandbox:
 
 
 def _begin() -> None:
-    """In the new process: none of this one's keys, none of the limits that it set itself (`export.bounded`), and little
-    of what the user or the machine has only so many of."""
+    """Prepare the new process: drop this one's keys, lift the limits that it set itself (`export.bounded`), and limit
+    open files and queued signals, which the machine or the user has a fixed number of."""
     seccomp.leave_keyring()
     for limit in bounded.LIMITS:
         _, most = resource.getrlimit(limit)

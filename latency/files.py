@@ -15,10 +15,8 @@ def model_files(path: Path) -> list[Path]:
     InputError where there is no such file, or where weights lie in something else than a file."""
     if not path.is_file():
         raise InputError(f"{path}: {'a folder; give a file' if path.is_dir() else 'no such file'}")
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{str(path)!a}: this path is not UTF-8, and the runtimes take no other: rename it") from error
+    if not is_utf8(path.absolute()):
+        raise InputError(f"{str(path)!a}: this path is not UTF-8, and the runtimes take no other: rename it")
     content = path.read_bytes()
     if _is_xml(content):  # OpenVINO's, whatever its suffix
         found = [path.with_suffix(".bin")]
@@ -32,6 +30,15 @@ def model_files(path: Path) -> list[Path]:
         return [path, *dict.fromkeys(f for f in found if f.is_file())]
     except OSError as error:  # a name too long for a file
         raise InputError(f"{path}: its weights are to be in a file that cannot be: {error.strerror}") from error
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether the name of a path, which the system takes as bytes, is text."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_xml(content: bytes) -> bool:

@@ -69,6 +69,18 @@ class Attempts:
     aside: tuple[SetAside, ...] = ()
 
 
+class _OneLimit(BaseModel):
+    """The record of one limit on one host."""
+
+    belongs_to: dict[str, Any]
+    search: str | None
+    made: tuple[Attempt, ...]
+    aside: tuple[SetAside, ...]
+
+
+_LIMITS = TypeAdapter(list[_OneLimit])
+
+
 def read_attempts(run: Run) -> Attempts:
     """Those at this run's limit, on what times it. Raises PipelineError where they were made, but cannot be counted."""
     ours = next((one for one in _by_limit(run) if one.belongs_to == _belongs_to(run)), None)
@@ -77,7 +89,7 @@ def read_attempts(run: Run) -> Attempts:
     return Attempts(ours.made, ours.aside if ours.search == _search_of(run) else ())
 
 
-def _by_limit(run: Run) -> list["_OneLimit"]:
+def _by_limit(run: Run) -> list[_OneLimit]:
     """The attempts at every limit that this run folder has had, on every host."""
     path, gated = run.folder / _RECORD, run.folder / "gate" / "gate.json"
     record = read_record(path, {"limits": list})
@@ -97,7 +109,7 @@ def _by_limit(run: Run) -> list["_OneLimit"]:
     )
 
 
-def _hold(limits: list["_OneLimit"], gated: Path) -> bool:
+def _hold(limits: list[_OneLimit], gated: Path) -> bool:
     """Whether the attempts that a finished gate names are among these."""
     try:
         named = json.loads(gated.read_text(encoding="utf-8"))["attempts"]
@@ -105,18 +117,6 @@ def _hold(limits: list["_OneLimit"], gated: Path) -> bool:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):  # it is judged where it is read
         return True
     return wanted <= {(a.number, a.sha256, a.p90_ms) for one in limits for a in one.made}
-
-
-class _OneLimit(BaseModel):
-    """The record of one limit on one host."""
-
-    belongs_to: dict[str, Any]
-    search: str | None
-    made: tuple[Attempt, ...]
-    aside: tuple[SetAside, ...]
-
-
-_LIMITS = TypeAdapter(list[_OneLimit])
 
 
 def add_attempt(run: Run, attempt: Attempt) -> None:

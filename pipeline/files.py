@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from export.artifact import sha256
+from latency.files import is_utf8
 from models.language import canonical_hash
 from pipeline.errors import PipelineError
 
@@ -22,10 +23,8 @@ _HEX = 32
 
 def refuse_odd_path(path: Path) -> None:
     """Raises PipelineError for a path that no text can name, such as that of a config or a report."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise PipelineError(f"{str(path)!a}: this path is not UTF-8, so no text can name it: rename it") from error
+    if not is_utf8(path):
+        raise PipelineError(f"{str(path)!a}: this path is not UTF-8, so no text can name it: rename it")
 
 
 def write_text(path: Path, text: str) -> None:

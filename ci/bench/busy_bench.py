@@ -55,7 +55,7 @@ CONDITIONS = {"at rest": (), "niced loop": (_LOOP,), "training": (_TRAINING,), "
 KEPT, OVER, FAR = 1.1, 1 / 1.1, 0.2
 """Limits of a candidate, in units of its p90."""
 _SHARE, _MOST = 0.5, 2
-"""Of the processes asked for so many are to be at rest; if they are not, up to _MOST times as many more are timed."""
+"""The share of processes that must have been at rest. Until then more are timed, up to _MOST times as many."""
 
 
 class Timer(CandidateTimer):

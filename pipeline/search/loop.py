@@ -52,8 +52,8 @@ _ROUNDING = 1e-6
 _ALL_BUT = 1.03
 """A candidate within this factor of the limit counts as keeping it; `select` looks again."""
 _ROOM = 0.8
-"""Of a sweep, one candidate is trained that takes at most so much of the limit, where there is one. On an unsteady host
-the gate's upper bound is up to 1.4 times what a file takes at rest, and a run goes on to what passes there."""
+"""A sweep trains one candidate that takes at most this share of the limit, if there is one. On an unsteady host the
+gate's upper bound can be 1.4 times the file's p90 at rest, and the run then falls back on this candidate."""
 _HINT_AFTER = 30
 """Rejects without a single candidate that keeps the limits, after which it is said what would help."""
 

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 @pytest.mark.slow
 def test_search_race_gate_and_all_in_time_on_the_board(cli, tiny, board, tmp_path):
     """Two workers of Ray search, whose timings go there one at a time; the rest goes on from what they found."""
-    # That both runtimes can be timed there is told by tests/latency.
+    # tests/latency covers timing both runtimes there.
     one = ("--set", "latency.runtimes=[onnxruntime]", "--set", "latency.precisions=[f32]")
     common = ("-c", tiny, "--set", f"target={board.target}", *one, "--run-dir", tmp_path / "run", "--json")
     found = cli("search", *common, "--workers", "2")
