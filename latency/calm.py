@@ -30,6 +30,8 @@ _NOISE = 0.15
 n processes falls with the square root of n."""
 _LOOK_PLAN = Plan(samples=200, seconds=0.5, warmup_seconds=0.3)
 _PAUSE_S = 5.0
+_LOOKS = 3
+"""Calm timings in a row before a host counts as at rest: a neighbour that works in bursts has pauses."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,16 @@ def wait_for_calm(
     say: Callable[[str], None] = lambda text: None,
 ) -> bool:
     """Time the control alone, again and again, until it is as fast as at rest; False if that takes too long."""
-    ends, told = time.monotonic() + seconds, False
+    ends, told, calm_looks = time.monotonic() + seconds, False, 0
     control = Subject.of(CONTROL, runtime, "f32", threads)
     while True:
         with machine.lock(), Worker(machine) as worker:
             (run,) = worker.time([control], _LOOK_PLAN)
-        if not calm.disturbed(run):
+        calm_looks = 0 if calm.disturbed(run) else calm_looks + 1
+        if calm_looks == _LOOKS:
             return True
+        if calm_looks:
+            continue
         if time.monotonic() + _PAUSE_S >= ends:
             return False
         if not told:

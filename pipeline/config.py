@@ -362,7 +362,8 @@ class Gate(Section):
     then the next candidate, which is distilled."""
 
     wait_minutes: Annotated[float, Field(ge=0, le=_MOST)] = 5
-    """How long to wait for a disturbed host to calm down, in total for each candidate."""
+    """How long to keep waiting for a disturbed host to calm down and gating the same files again, in total for each
+    candidate."""
     more_minutes: Annotated[float, Field(ge=0, le=_MOST)] = 60
     """How long further candidates may be tried, counted from the first gate. One is begun only if it is likely to
     finish in time; 0: none."""

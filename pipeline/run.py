@@ -118,15 +118,17 @@ def _next_aside(run: Run, done: dict[str, Done], passed_s: float) -> SetAside | 
     trial, judged = done[SELECT.name].summary["trial"], done[GATE.name].summary
     if trial is None or run.config.select.trial is not None:
         return None
-    latency, reckoned = judged["latency"], done[SELECT.name].summary["latency_ms"]
-    upper_ms = latency["p90_upper_ms"] or latency["p90_ms"]
     found = SetAside(
         trial,
-        max(1.0, upper_ms / reckoned),
+        max(1.0, judged["latency"]["p90_ms"] / done[SELECT.name].summary["latency_ms"]),
         judged["verdict"] == "fail",
         f"trial {trial} was set aside: the gate said {judged['verdict']}: {'; '.join(judged['reasons'])}",
     )
     if not is_another(run, (*read_attempts(run).aside, found)):
+        run.say(
+            f"run: {found.reason}; no other candidate is likely to pass if it, too, takes {found.slower:.2f} times as "
+            "long as expected"
+        )
         return None
     once_more = sum(done[s.name].seconds for s in STAGES[STAGES.index(SELECT) :] if s.name in done)
     if passed_s + once_more > 60 * run.config.gate.more_minutes:

@@ -1,5 +1,6 @@
 """A PNG of each figure, drawn by a browser that is there."""
 
+import logging
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +26,9 @@ def write_pictures(folder: Path, charts: Iterable[Any]) -> None:
         )
     import kaleido
 
+    # As kaleido closes the browser, its pipe can log its own farewell, "{bye}", as a JSONError with a traceback; an
+    # answer that is really missing is raised.
+    logging.getLogger("choreographer.channels.pipe").setLevel(logging.CRITICAL)
     folder.mkdir(exist_ok=True)
     drawn = []
     for chart in charts:

@@ -1,8 +1,7 @@
 """The stage `gate`: which file keeps the limit, proven in fresh processes, and what is that file worth?
 
 The files that `verify` kept are gated one after another until one passes. Where the host is disturbed, which the
-control alone decides, a file has a second attempt once the host has come to rest. All attempts share the error of the
-claim.
+control alone decides, a file is gated again once the host has come to rest. All attempts share the error of the claim.
 """
 
 import time
@@ -40,6 +39,8 @@ from pipeline.training.checkpoint import load_checkpoint
 
 _HOPELESS = 1.1
 """A file that was this many limits slow in its race, and slower than the first one, is not gated."""
+_ATTEMPTS = 5
+"""The most attempts of one file: each needs more processes than the one before, since it may spend less error."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,12 @@ def _until_one_passes(run: Run) -> list[Gated]:
 
 
 class _Rest:
-    """What is known of the control at rest, and the time that is left to wait for it."""
+    """What is known of the control at rest, and the time that is left for a disturbed host: `seconds` from when it is
+    first waited for."""
 
     def __init__(self, run: Run, seconds: float) -> None:
-        self._run, self._left_s = run, seconds
+        self._run, self._seconds = run, seconds
+        self._ends: float | None = None
         self._seen: dict[str, list[ProcessRun]] = {}
 
     def calm(self, runtime: str) -> Calm:
@@ -132,27 +135,25 @@ class _Rest:
             self._seen[runtime] = control_runs(self._run, runtime)
         return calm_of(seen_in(self._seen[runtime]))
 
-    def learn(self, measurement: Measurement) -> None:
-        self._seen.setdefault(measurement.subject.runtime, []).extend(measurement.runs)
+    def learn(self, runtime: str, calm: list[ProcessRun]) -> None:
+        """Add calm processes. The disturbed ones of repeated attempts would soon outnumber them, and count as rest."""
+        self._seen.setdefault(runtime, []).extend(calm)
 
     def comes(self, runtime: str) -> bool:
         """Wait for the host to come to rest, within the time that is left."""
-        calm, began = self.calm(runtime), time.monotonic()
-        if self._left_s <= 0:
-            return False
-        threads = self._run.config.latency.threads
-        came = wait_for_calm(
-            calm, runtime, threads, self._left_s, self._run.machine, lambda t: self._run.say(f"gate: {t}")
+        self._ends = self._ends or time.monotonic() + self._seconds
+        left_s, threads = self._ends - time.monotonic(), self._run.config.latency.threads
+        return left_s > 0 and wait_for_calm(
+            self.calm(runtime), runtime, threads, left_s, self._run.machine, lambda t: self._run.say(f"gate: {t}")
         )
-        self._left_s -= time.monotonic() - began
-        return came
 
 
 def _gate_file(run: Run, entry: dict[str, Any], rest: _Rest) -> Gated:
-    """One attempt, and a second one where the first was disturbed and the host has come to rest."""
+    """One attempt, and further ones while the host disturbs them, comes to rest, and does not speak against the file
+    as long as it rests."""
     latency, artifact = run.config.latency, artifact_of(run, entry)
     subject, trial = artifact.subject(latency.threads), chosen_trial(run)
-    for last in (False, True):
+    for tried in range(1, _ATTEMPTS + 1):
         number, calm = len(read_attempts(run).made) + 1, rest.calm(subject.runtime)
         with bar("fresh processes") as tick:
             verdict, measurement = gate(
@@ -175,9 +176,13 @@ def _gate_file(run: Run, entry: dict[str, Any], rest: _Rest) -> Gated:
         )
         add_attempt(run, attempt)
         run.say(f"gate: attempt {attempt.number}: {attempt.told}")
-        disturbed = measurement.unrest or len(calm_runs(measurement.runs, calm)) < len(measurement.runs)
-        rest.learn(measurement)
-        if last or verdict.verdict != "inconclusive" or not disturbed or not rest.comes(subject.runtime):
+        at_rest = calm_runs(measurement.runs, calm)
+        rest.learn(subject.runtime, at_rest)
+        disturbed = measurement.unrest or len(at_rest) < len(measurement.runs)
+        too_slow = at_rest and median(r.p90_ms for r in at_rest) > latency.limit_ms
+        if verdict.verdict != "inconclusive" or not disturbed or too_slow or tried == _ATTEMPTS:
+            break
+        if not rest.comes(subject.runtime):
             break
     spec, _, _ = load_checkpoint(run.file("distill", "student.safetensors"))
     over = shipped_over(run.config, profile(spec).params, artifact.size_bytes, measurement.summary()["peak_mib"])

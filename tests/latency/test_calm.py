@@ -1,6 +1,8 @@
 """What the control tells of the host: what rest is, which timings were disturbed, and what a file takes at rest."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,6 +102,20 @@ def test_a_file_is_told_when_the_host_came_to_rest_and_when_not(monkeypatch):
     assert len(said) == 1
     assert "the host is disturbed: the control takes" in said[0]
     assert CONTROL.is_file()
+
+
+def test_a_pause_of_a_neighbour_is_no_rest(monkeypatch):
+    """The host is calm once, disturbed, then calm for good: three looks in a row."""
+    script = [0.25, 0.25, 0.5, 0.25, 0.25, 0.25, 0.25]
+    seen = iter(script)
+    monkeypatch.setattr("latency.calm._PAUSE_S", 0.0)
+    monkeypatch.setattr("latency.calm.Worker", lambda machine: nullcontext(SimpleNamespace(time=time)))
+
+    def time(subjects, plan):
+        return [at(1.0, next(seen))]
+
+    assert wait_for_calm(REST, "onnxruntime", 1, 60)
+    assert len(list(seen)) == 1
 
 
 @pytest.mark.slow

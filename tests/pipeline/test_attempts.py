@@ -224,6 +224,25 @@ def test_a_disturbed_file_is_gated_again_once_the_host_rests(scripted):
     assert [g.outcome for g in gated] == ["pass"]
 
 
+def test_a_file_is_gated_as_often_as_the_host_disturbs_it(scripted):
+    gated, asked = scripted(lambda file, attempt: [at(2.0)] * 30 if attempt > 3 else [at(6.0, 0.75)] * 30)
+    assert asked == [("fast", attempt) for attempt in range(1, 5)]
+    assert [g.outcome for g in gated] == ["pass"]
+
+
+def test_a_host_that_disturbs_for_ever_ends_the_attempts(scripted):
+    gated, asked = scripted(lambda file, attempt: [at(6.0, 0.75)] * 30)
+    assert [file for file, _ in asked] == ["fast"] * 5 + ["slower"] * 5
+    assert [g.outcome for g in gated] == ["inconclusive"] * 2
+
+
+def test_a_file_that_is_too_slow_in_the_calm_processes_is_not_gated_again(scripted):
+    few = [at(4.0)] * 5 + [at(6.0, 0.75)] * 25
+    gated, asked = scripted(lambda file, attempt: few if file == "fast" else [at(2.0)] * 30)
+    assert asked == [("fast", 1), ("slower", 2)]
+    assert [g.outcome for g in gated] == ["inconclusive", "pass"]
+
+
 def test_a_file_that_fails_at_rest_is_not_gated_again_and_the_next_is(scripted):
     gated, asked = scripted(lambda file, attempt: [at(4.0 if file == "fast" else 2.5)] * 30)
     assert asked == [("fast", 1), ("slower", 2)]
