@@ -5,6 +5,7 @@ Results go to stdout, everything else to stderr; with --json the result is one J
 
 import contextlib
 import io
+import logging
 import os
 import sys
 from pathlib import Path
@@ -376,6 +377,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # names may contain characters that the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    # Of its own, for libraries that call logging.basicConfig would put their prefix before our lines.
+    ours = logging.getLogger("latency")
+    ours.addHandler(logging.StreamHandler())
+    ours.propagate = False
     try:
         app()
     except OSError as error:  # of --help and --version, which no command's handler sees

@@ -1,5 +1,6 @@
 """The files that race: the same network as torch has, to the logit, and timed in turn."""
 
+import math
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from latency.records import Measurement
 from latency.sampling import Plan
 from pipeline.data.images import decoded
 from pipeline.data.stage import load_index
+from pipeline.rest import at_rest
 from pipeline.show.live import bar
 from pipeline.stages import Run
 from pipeline.training.checkpoint import load_checkpoint
@@ -33,18 +35,15 @@ _BATCH_IMAGES = 16
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file in one precision. format: a key of FORMATS, `trained` or `mixed`. kept: layers that went back to f32."""
+    """A file in one precision. format: a key of FORMATS, `trained` or `mixed`. kept: layers that went back to f32.
+    p90_ms: with the host at rest, estimated from `timed`."""
 
     format: str
     artifact: Artifact
     parity: Parity
     timed: Measurement | None = None
     kept: tuple[str, ...] = ()
-
-    @property
-    def p90_ms(self) -> float:
-        assert self.timed is not None
-        return float(self.timed.summary()["p90_ms"])
+    p90_ms: float = math.nan
 
     @property
     def name(self) -> str:
@@ -121,11 +120,14 @@ def check_batches(network: Deployable, card: ModelCard, images: np.ndarray, runt
 
 
 def time_in_turn(run: Run, candidates: list[Candidate]) -> list[Candidate]:
-    """All in turn, so that what the host does to one it does to the others."""
+    """All in turn, and compared as they would be with the host at rest: in a busy minute some of so few processes are
+    disturbed and others are not, and the control says which."""
     subjects = [c.artifact.subject(run.config.latency.threads) for c in candidates]
     with bar("timing in turn") as tick:
         timed = measure(subjects, _PROCESSES, _PLAN, run.machine, tick=tick)
-    return [replace(c, timed=m) for c, m in zip(candidates, timed, strict=True)]
+    calm = at_rest(run, timed)
+    p90s_ms = [calm[m.subject.runtime].estimate(m.runs).p90_ms for m in timed]
+    return [replace(c, timed=m, p90_ms=ms) for c, m, ms in zip(candidates, timed, p90s_ms, strict=True)]
 
 
 def run_source(run: Run) -> Source:

@@ -18,7 +18,9 @@ from pipeline.errors import PipelineError
 from pipeline.files import write_record
 from pipeline.run import run_all
 from pipeline.search.choose import Row, Rule, choose, keeps
+from pipeline.ship import candidates
 from pipeline.ship import gate as stage
+from pipeline.ship.candidates import Candidate
 from pipeline.stages import Stage, open_run, perform
 from tests.latency.test_calm import at, measured
 
@@ -149,6 +151,16 @@ def parity(low, high):
 )
 def test_f1_is_lost_where_its_interval_says_so(low, high, kept):
     assert keeps_f1(parity(low, high), 0.01) == kept
+
+
+def test_files_are_compared_as_they_are_with_the_host_at_rest(monkeypatch, tmp_path):
+    """What was timed beside work, and so looks slower than another file, is the faster one."""
+    found = [measured([at(4.0, 0.5)] * 3), measured([at(3.0, 0.25)] * 3)]
+    monkeypatch.setattr(candidates, "measure", lambda *_, **more: found)
+    files = [Candidate(name, SimpleNamespace(subject=lambda threads: None), parity(0, 0)) for name in "ab"]
+    with opened(tmp_path / "run") as run:
+        timed = candidates.time_in_turn(run, files)
+    assert [c.p90_ms for c in timed] == pytest.approx([2.0, 3.0])
 
 
 # --- the files of one candidate --------------------------------------------------------------------------------------

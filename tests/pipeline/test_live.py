@@ -55,6 +55,19 @@ def test_elsewhere_there_are_lines(cli):
     assert told(done) == ["measuring in fresh processes"]
 
 
+def test_what_we_log_has_no_prefix_of_a_library(cli, tmp_path):
+    """A library that configures logging, as several do, and a measurement that waits."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import logging\nlogging.basicConfig()\nimport latency.lock\nlatency.lock._PATIENCE_S = 0.0\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = cli("latency", "measure", CONTROL, "--processes", "1", env={"PYTHONPATH": paths})
+    assert done.returncode == 0, done.stderr
+    waits = [line for line in done.stderr.splitlines() if "waiting for another measurement" in line]
+    assert waits
+    assert all(line.startswith("waiting for") for line in waits)
+
+
 def test_quiet_leaves_results_and_errors(cli):
     done = cli("latency", "measure", CONTROL, "--processes", "1", "--quiet")
     assert told(done) == []
