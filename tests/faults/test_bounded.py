@@ -1,6 +1,5 @@
 """Reading what a stranger wrote takes no more memory and time than this machine can spare."""
 
-import json
 import os
 import resource
 import signal
@@ -71,7 +70,13 @@ def test_what_ends_the_one_that_asks_ends_it_too_after_it_has_cleaned_up(number,
     file = tmp_path / "file"
     root = str(Path(bounded.__file__).parent.parent)
     command = [sys.executable, "-c", ASKS, root, str(file)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     assert within(60, file.is_file)
     if number == signal.SIGINT:  # a terminal sends it to all
         os.killpg(process.pid, number)
@@ -115,7 +120,10 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("what", LARGE)
+LONG = ("numbers for samples", "numbers for hashes")
+
+
+@pytest.mark.parametrize("what", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in LARGE])
 def test_a_large_manifest_is_refused_in_seconds(bundle, what):
     """Each of these took minutes, or more memory than there is."""
     key, text = LARGE[what]
@@ -146,9 +154,3 @@ def _varint(number):
         found += struct.pack("B", number & 127 | 128)
         number >>= 7
     return found + bytes([number])
-
-
-def test_a_good_manifest_is_still_read(bundle):
-    assert json.loads((bundle / "manifest.json").read_text())["format"] == 3
-    found = preflight(bundle, Limits())
-    assert not [c for c in found.checks if c.name in ("reading", "manifest")], found

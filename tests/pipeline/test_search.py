@@ -355,6 +355,7 @@ def test_what_is_planned_is_tried_again_when_the_target_is_back(tiny, tmp_path, 
         assert [t["hyper"]["learning_rate"] for t in run.read("search", "trials.json")["trials"]] == rates
 
 
+@pytest.mark.slow
 def test_what_was_found_under_another_limit_uses_up_nothing_of_the_budget(tiny, tmp_path, monkeypatch):
     own, calls, said = short.fit, [], []
     monkeypatch.setattr(short, "fit", lambda *args, **more: calls.append(args) or own(*args, **more))
