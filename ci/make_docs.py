@@ -128,7 +128,7 @@ def _kind(value: dict[str, Any]) -> str:
         if "prefixItems" in value:
             return f"{len(value['prefixItems'])} of: {_kind(value['prefixItems'][0])}"
         return f"list of: {_kind(value.get('items', {}))}"
-    if "pattern" in value:
+    if r"\d" in value.get("pattern", ""):
         return "a size, as 500MB"
     names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false", "null": "null"}
     bounds = [

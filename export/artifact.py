@@ -91,9 +91,10 @@ class Artifact:
 
 
 def remove_model(path: Path) -> None:
-    """The file and the weights beside it, as far as they are there."""
-    for file in (path, path.with_suffix(".bin")):
-        file.unlink(missing_ok=True)
+    """The file, and the weights beside an OpenVINO IR, as far as they are there."""
+    path.unlink(missing_ok=True)
+    if path.suffix == ".xml":
+        path.with_suffix(".bin").unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

@@ -1,5 +1,6 @@
 """The formats that a student can be written in, each checked once it is written. Known without torch."""
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from export.artifact import Artifact, ModelCard, remove_model
+from export.artifact import Artifact, ModelCard
 from export.errors import ExportError, FormatError
 from export.openvino_export import read_onnx, save_ir
 from export.parity import logits_of, tolerance
@@ -171,11 +172,13 @@ def _write(source: Source, name: str, path: Path, images: np.ndarray, reference:
     format = FORMATS[name]
     if format.missing:
         return Written(name, "failed", f"needs {', '.join(format.missing)}: pip install {' '.join(format.missing)}")
-    try:
-        format.write(source, path, ())
-    except Exception as error:  # the runtimes' own exceptions share no base class but this; one row fails, told why
-        remove_model(path)
-        return Written(name, "failed", explain(error))
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        try:
+            format.write(source, Path(scratch) / path.name, ())
+        except Exception as error:  # the runtimes' own exceptions share no base class but this; one row fails, told why
+            return Written(name, "failed", explain(error))
+        for file in Path(scratch).iterdir():
+            file.replace(path.parent / file.name)
     artifact = Artifact(path, format.runtime, format.precisions[0])
     try:
         logits = logits_of(artifact, images)

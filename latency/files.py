@@ -83,10 +83,13 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-_QUANTIZED = ("QuantizeLinear", "QLinear", "ConvInteger", "MatMulInteger", "FakeQuantize")
-"""Parts of the names of operators: of ONNX, and of OpenVINO's IR."""
+_QUANTIZED = (
+    *("quantizelinear", "dynamicquantize", "quantizebfp", "qlinear", "qgemm", "qattention"),
+    *("convinteger", "matmulinteger", "fakequantize"),
+)
+"""Parts of the names of operators, in lower case: of ONNX, and of OpenVINO's IR, whose reader ignores case."""
 
 
 def is_quantized(operators: Iterable[str]) -> bool:
     """Whether one of these operators computes in 8 bits, or is turned into one that does by a runtime."""
-    return any(name in operator for operator in operators for name in _QUANTIZED)
+    return any(name in operator.lower() for operator in operators for name in _QUANTIZED)

@@ -147,12 +147,14 @@ class Worker:
             raise LatencyError(
                 f"{what}: {told!r} came before the answer: let no start-up file of a shell or of Python print there"
             ) from error
+        if not isinstance(answer, dict):
+            raise LatencyError(f"{what}: {line.decode(errors='replace')[:80]!r} is no answer of edgebuild's")
         if "error" not in answer:
             return answer
-        message = answer["error"]
+        message = str(answer["error"])
         for ours, theirs in zip(subjects, placed, strict=True):
             message = message.replace(theirs.path, ours.path)
-        raise InputError(message) if answer["input"] else LatencyError(message)
+        raise InputError(message) if answer.get("input") else LatencyError(message)
 
     def _line(self, what: str, silence_s: int | None) -> bytes:
         """The next line, without its end."""

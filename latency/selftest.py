@@ -122,11 +122,16 @@ def remember(result: SelfTest) -> Path:
     """Keep it for `doctor`; the file's path."""
     path = _record(result.host["key"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(result), indent=1) + "\n")
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(asdict(result), indent=1) + "\n")
+    partial.replace(path)
     return path
 
 
 def last(host_key: str) -> dict[str, Any] | None:
     """The last result on a host with this key."""
-    path = _record(host_key)
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        found = json.loads(_record(host_key).read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

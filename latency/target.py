@@ -61,12 +61,16 @@ def machine_of(target: str, modules: Mapping[str, Path] | None = None) -> Machin
     try:
         url = urlsplit(target)
         host, port = url.hostname, url.port
+        written = url.netloc.rpartition("@")[2]
+        if host and written.lower().startswith(host):  # OpenSSH's own names of hosts have case
+            host = written[: len(host)]
     except ValueError as error:
         raise InputError(f"target {target!r}: {error}") from error
     if url.password is not None:
         raise InputError("target: no password in the address; SSH is used with keys (ssh-copy-id)")
     fine = re.fullmatch(r"[\w.:-]+", host or "") and re.fullmatch(r"[\w.-]*", url.username or "")
-    if url.scheme != "ssh" or not fine or f"{host}".startswith("-") or f"{url.username}".startswith("-"):
+    more = url.query or url.fragment or port == 0 or re.search(r"\s", target)
+    if url.scheme != "ssh" or not fine or more or f"{host}".startswith("-") or f"{url.username}".startswith("-"):
         raise InputError(f"target {target!r}: expected local, or ssh://user@host[:port][/path/of/its/python]")
     destination = f"{url.username}@{host}" if url.username else f"{host}"
     return SshMachine(destination, port, url.path or "python3", modules or {})
@@ -150,7 +154,10 @@ class SshMachine:
         part = f"{self._app}.$$"
         clean = "{ find . -mindepth 1 -maxdepth 1 -mtime +30 -exec rm -rf {} + || true; }"  # what killed sessions left
         script = f"mkdir -p {folder} && cd {folder} && {clean} && mkdir {self._session} && "
-        home = self._run(f"{script}cat > {part} && mv {part} {self._app} && pwd", self._zipapp).decode().split("\n")[-2]
+        said = self._run(f"{script}cat > {part} && mv {part} {self._app} && pwd", self._zipapp)
+        home = said.decode(errors="surrogateescape").rstrip("\n").rpartition("\n")[2]
+        if not home.startswith("/"):
+            raise LatencyError(f"{self._destination}: its shell ran no command: it said {home[-80:]!a}")
         atexit.register(self._leave, home)
         return home
 

@@ -63,10 +63,12 @@ class SetAside:
 
 @dataclass(frozen=True)
 class Attempts:
-    """made: all of them, the first one first. aside: of this search."""
+    """made: all that ended, the first one first. aside: of this search. begun: how many were begun, those that were
+    interrupted included: whoever could interrupt a gate that goes badly, uncounted, would prove nothing either."""
 
     made: tuple[Attempt, ...] = ()
     aside: tuple[SetAside, ...] = ()
+    begun: int = 0
 
 
 class _OneLimit(BaseModel):
@@ -76,6 +78,7 @@ class _OneLimit(BaseModel):
     search: str | None
     made: tuple[Attempt, ...]
     aside: tuple[SetAside, ...]
+    begun: int = 0
 
 
 _LIMITS = TypeAdapter(list[_OneLimit])
@@ -86,12 +89,12 @@ def read_attempts(run: Run) -> Attempts:
     ours = next((one for one in _by_limit(run) if one.belongs_to == _belongs_to(run)), None)
     if ours is None:
         return Attempts()
-    return Attempts(ours.made, ours.aside if ours.search == _search_of(run) else ())
+    return Attempts(ours.made, ours.aside if ours.search == _search_of(run) else (), max(ours.begun, len(ours.made)))
 
 
 def _by_limit(run: Run) -> list[_OneLimit]:
     """The attempts at every limit that this run folder has had, on every host."""
-    path, gated = run.folder / _RECORD, run.folder / "gate" / "gate.json"
+    path, gated = run.folder / _RECORD, run.folder / "gate"
     record = read_record(path, {"limits": list})
     try:
         limits = _LIMITS.validate_python(record["limits"] if record else [])
@@ -100,7 +103,7 @@ def _by_limit(run: Run) -> list[_OneLimit]:
     if record is None and os.path.lexists(path):
         state = "damaged"
     elif not _hold(limits, gated):
-        state = f"older than {gated}, which names attempts that it lacks" if record else "missing"
+        state = f"older than the records in {gated}, which name attempts that it lacks" if record else "missing"
     else:
         return limits
     raise PipelineError(
@@ -110,13 +113,22 @@ def _by_limit(run: Run) -> list[_OneLimit]:
 
 
 def _hold(limits: list[_OneLimit], gated: Path) -> bool:
-    """Whether the attempts that a finished gate names are among these."""
-    try:
-        named = json.loads(gated.read_text(encoding="utf-8"))["attempts"]
-        wanted = {(a["number"], a["sha256"], a["p90_ms"]) for a in named}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # it is judged where it is read
-        return True
+    """Whether the attempts that a finished gate names, in either of its records, are among these."""
+    wanted = set()
+    for name, inside in (("gate.json", lambda record: record), ("manifest.json", lambda record: record["summary"])):
+        try:
+            named = inside(json.loads((gated / name).read_text(encoding="utf-8")))["attempts"]
+            wanted |= {(a["number"], a["sha256"], a["p90_ms"]) for a in named}
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):  # it is judged where it is read
+            continue
     return wanted <= {(a.number, a.sha256, a.p90_ms) for one in limits for a in one.made}
+
+
+def begin_attempt(run: Run) -> int:
+    """Count one more attempt, before its first process; its number."""
+    known = read_attempts(run)
+    _write(run, replace(known, begun=known.begun + 1))
+    return known.begun + 1
 
 
 def add_attempt(run: Run, attempt: Attempt) -> None:
@@ -140,6 +152,7 @@ def take_back(run: Run, one: SetAside | None = None) -> list[SetAside]:
 
 def _write(run: Run, attempts: Attempts) -> None:
     ours = _OneLimit(belongs_to=_belongs_to(run), search=_search_of(run), made=attempts.made, aside=attempts.aside)
+    ours.begun = attempts.begun
     limits = [*(one for one in _by_limit(run) if one.belongs_to != ours.belongs_to), ours]
     write_record(run.folder / _RECORD, {"format": FORMAT, "limits": _LIMITS.dump_python(limits, mode="json")})
 

@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from export.sandbox import available as sandbox_problem
 from latency.errors import LatencyError
 from latency.host import INT8_DOT, Host, this_host, version_of
@@ -14,7 +16,7 @@ from latency.measure import measure
 from latency.records import Subject
 from latency.runners import RUNNERS
 from latency.sampling import Plan, tick_ns
-from latency.selftest import last
+from latency.selftest import SelfTest, last
 from pipeline.report.pictures import browser
 
 _PACKAGES = ("edgebuild", "torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "nncf", "optuna", "numpy")
@@ -31,7 +33,7 @@ def examine() -> dict[str, Any]:
     "problems", "notes"}; each problem says what to do, and each note what could not be used."""
     host, load = this_host(), round(os.getloadavg()[0], 2)  # before anything here is at work itself
     versions = {name: version_of(name) for name in _PACKAGES}
-    tested, precisions, tools = last(host.key), _precisions(host), _tools()
+    tested, precisions, tools = _selftest(host.key), _precisions(host), _tools()
     cores = {"allowed": host.cores, "of": os.cpu_count(), "quota": _quota()}
     memory = {"total": host.memory_mib, "available": _available_mib(), "limit": _limit_mib()}
     disk = {str(Path.cwd()): _free_gb(Path.cwd()), tempfile.gettempdir(): _free_gb(Path(tempfile.gettempdir()))}
@@ -76,6 +78,16 @@ def _precisions(host: Host) -> list[dict[str, str]]:
         else "int8, without instructions for it: hardly faster than f32, and U8S8 files may saturate"
     )
     return [*rows, {"runtime": "both", "asked": "int8", "used": int8}]
+
+
+def _selftest(host_key: str) -> dict[str, Any] | None:
+    """The last one here; a damaged record counts as none."""
+    found = last(host_key)
+    try:
+        TypeAdapter(SelfTest).validate_python(found)
+    except ValidationError:
+        return None
+    return found
 
 
 def _timing_problems(host: Host, cores: dict[str, Any], load: float, tested: dict[str, Any] | None) -> list[str]:

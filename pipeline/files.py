@@ -18,6 +18,8 @@ _DIGEST = "digest"
 _FILES = ("config.yaml", "result.json", "attempts.json", "report.html", "report.md", "log.txt", ".id", ".lock")
 _FOLDERS = (".work", ".cache", ".aside", "study", "exports", "tensorboard")
 """Of a run folder, beside the folders of its stages."""
+_MARK = ".lock"
+"""In every run folder that edgebuild made."""
 _HEX = 32
 
 
@@ -68,6 +70,18 @@ def read_record(path: Path, shape: Mapping[str, Any] | None = None) -> dict[str,
     if not all(isinstance(record.get(name), kind) for name, kind in (shape or {}).items()):
         return None
     return record
+
+
+def refuse_other_folder(folder: Path) -> None:
+    """Check that a folder is new, empty, or one that edgebuild made: what lies in a run folder may be replaced. Raises
+    PipelineError."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / _MARK).exists() and read_record(folder / "result.json", {"stages": list}) is None:
+        raise PipelineError(
+            f"{folder}: not empty, and not a run folder (it has no {_MARK}); give another --run-dir, or, if it was "
+            f"one, `touch {folder / _MARK}`"
+        )
 
 
 def refuse_odd_files(folder: Path) -> None:

@@ -169,7 +169,7 @@ def built(
         head = stack.enter_context(_worktree(head_rev, say)) if head_rev else Path()
         for folder, rev in ((base, base_rev), (head, head_rev or "this checkout")):
             say(f"building {rev}: {command}")
-            done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
+            done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, errors="replace")
             if done.returncode:
                 told = (done.stderr or done.stdout).strip().splitlines()[-3:]
                 raise EnvironmentProblem(
@@ -205,7 +205,7 @@ def _worktree(rev: str, say: Callable[[str], None]) -> Iterator[Path]:
 def _git(*args: str) -> str:
     """What git prints. Raises PipelineError with its own words."""
     try:
-        done = subprocess.run(["git", *args], capture_output=True, text=True)
+        done = subprocess.run(["git", *args], capture_output=True, text=True, errors="replace")
     except FileNotFoundError as error:
         raise EnvironmentProblem("git is not installed; give the base file itself with --base") from error
     if done.returncode:

@@ -30,9 +30,18 @@ from latency.target import machine_of
 from models.documents import dump_yaml, read_yaml
 from models.language import SpecError, canonical_hash
 from pipeline import FORMAT
-from pipeline.config import BuildConfig, anchored, check_config
+from pipeline.config import DRAWN, BuildConfig, anchored, check_config
+from pipeline.data.tree import SPLITS
 from pipeline.errors import ChangedOutput, EnvironmentProblem, PipelineError
-from pipeline.files import file_digest, read_record, refuse_odd_files, refuse_odd_path, write_record, write_text
+from pipeline.files import (
+    file_digest,
+    read_record,
+    refuse_odd_files,
+    refuse_odd_path,
+    refuse_other_folder,
+    write_record,
+    write_text,
+)
 from pipeline.show.log import log
 
 MANIFEST, RESULT = "manifest.json", "result.json"
@@ -170,6 +179,8 @@ class Done:
 def open_run(folder: Path, config: BuildConfig, say: Say) -> Iterator[Run]:
     """Create or open a run folder, for this process alone. Raises EnvironmentProblem where another one has it."""
     refuse_odd_path(folder.absolute())
+    refuse_other_folder(folder)
+    _refuse_images_inside(folder, config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -182,6 +193,10 @@ def open_run(folder: Path, config: BuildConfig, say: Say) -> Iterator[Run]:
             raise EnvironmentProblem(
                 f"{folder}: another edgebuild is at work on this run folder; wait for it, or give another --run-dir"
             ) from error
+        if not _is_still(descriptor, folder / ".lock"):
+            raise EnvironmentProblem(
+                f"{folder}: its .lock was removed while it was opened; give the same command again"
+            )
         refuse_odd_files(folder)
         config = anchored(config)
         write_text(folder / "config.yaml", dump_yaml(config.model_dump(mode="json")))
@@ -194,6 +209,33 @@ def open_run(folder: Path, config: BuildConfig, say: Say) -> Iterator[Run]:
         yield Run(folder, config, told)
     finally:
         os.close(descriptor)
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one of that name: a lock on a file that was removed keeps nobody out."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _refuse_images_inside(folder: Path, config: BuildConfig) -> None:
+    """Stages replace folders of a run folder, and every folder of data.root is a class. Raises PipelineError where one
+    of the two lies in the other."""
+    if config.data.root == DRAWN:
+        return
+    ours, theirs = Path(os.path.realpath(folder)), Path(os.path.realpath(config.data.root))
+    classes = [theirs / split for split in SPLITS] if (theirs / SPLITS[0]).is_dir() else [theirs]
+    if any(ours.is_relative_to(place) for place in classes):
+        raise PipelineError(
+            f"{folder}: the run folder would be a class of data.root, {config.data.root}; give a --run-dir outside "
+            "of it"
+        )
+    if theirs.is_relative_to(ours):
+        raise PipelineError(
+            f"data.root: {config.data.root} lies in the run folder, {folder}, whose folders are replaced; give another "
+            "--run-dir"
+        )
 
 
 def run_config(folder: Path) -> dict[str, Any]:

@@ -382,6 +382,11 @@ def main() -> None:
     ours.addHandler(logging.StreamHandler())
     ours.propagate = False
     try:
+        Path.cwd()
+    except FileNotFoundError:
+        typer.echo("edgebuild: the current folder was removed; change to another one", err=True)
+        sys.exit(2)
+    try:
         app()
     except OSError as error:  # of --help and --version, which no command's handler sees
         known = explain(error)

@@ -286,15 +286,17 @@ def opened(
 def watched(config: str | None, folder: Path | None) -> Iterator[Any]:
     """A Run to be read, with the config that its folder keeps, while another process may be at work on it."""
     from pipeline.config import check_config, config_name
-    from pipeline.files import refuse_odd_files
+    from pipeline.files import refuse_odd_files, refuse_other_folder
     from pipeline.stages import Run, run_config
 
     if folder is None and config is None:
         raise PipelineError("give --run-dir of a run that was begun, or the CONFIG it was begun with")
     folder = folder or Path("runs") / config_name(config or "")
     with chatter_to_stderr():
+        config_of_run = run_config(folder)
+        refuse_other_folder(folder)
         refuse_odd_files(folder)
-        yield Run(folder, check_config(run_config(folder), str(folder / "config.yaml")), say)
+        yield Run(folder, check_config(config_of_run, str(folder / "config.yaml")), say)
 
 
 def run_stage(

@@ -247,7 +247,7 @@ def profile_command(
         bool, typer.Option(help="Instead of a file: time each block of the model language here.")
     ] = False,
     channels: Annotated[int, typer.Option(min=8, max=4096, help="For --blocks: channels in and out.")] = 64,
-    size: Annotated[int, typer.Option(min=4, max=4096, help="For --blocks: height and width of the map.")] = 28,
+    size: Annotated[int, typer.Option(min=16, max=2048, help="For --blocks: height and width of the map.")] = 28,
     target: TargetOption = "local",
     as_json: JsonOption = False,
 ) -> int:

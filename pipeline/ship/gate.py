@@ -24,7 +24,7 @@ from latency.profile import profile as profile_kernels
 from latency.records import Measurement, ProcessRun, Verdict
 from models.build import profile
 from pipeline import FORMAT
-from pipeline.attempts import Attempt, add_attempt, read_attempts
+from pipeline.attempts import Attempt, add_attempt, begin_attempt, read_attempts
 from pipeline.data.stage import load_index
 from pipeline.errors import ChangedOutput
 from pipeline.files import write_json
@@ -93,7 +93,7 @@ def _gate(run: Run, work: Path) -> dict[str, Any]:
         "verdict": next((v for v in ("fail", "inconclusive") if v in outcomes), "pass"),
         "reasons": reasons,
         "shipped": {k: best.entry[k] for k in ("name", "path", "runtime", "precision", "sha256")},
-        "latency": {**claim(best.verdict, best.measurement), "attempts": len(attempts.made)},
+        "latency": {**claim(best.verdict, best.measurement), "attempts": attempts.begun},
         "submission": submission,
         **worth,
         "f1_macro_val": best.entry["f1_macro_val"],
@@ -154,7 +154,8 @@ def _gate_file(run: Run, entry: dict[str, Any], rest: _Rest) -> Gated:
     latency, artifact = run.config.latency, artifact_of(run, entry)
     subject, trial = artifact.subject(latency.threads), chosen_trial(run)
     for tried in range(1, _ATTEMPTS + 1):
-        number, calm = len(read_attempts(run).made) + 1, rest.calm(subject.runtime)
+        calm = rest.calm(subject.runtime)
+        number = begin_attempt(run)
         with bar("fresh processes") as tick:
             verdict, measurement = gate(
                 subject, latency.limit_ms, latency.processes, None, run.machine, tick, number, calm

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from export import formats
-from export.artifact import Artifact
+from export.artifact import Artifact, remove_model
 from export.errors import ExportError, FormatError
 from export.formats import FORMATS, Source, parse_formats, table, write_formats
 from export.parity import change_interval, compare, f1_interval, logits_of, scores, tolerance
@@ -51,6 +51,16 @@ def test_bias_correction_is_done_and_its_kinds_differ(written, source):
         for n in ("openvino-int8", "openvino-int8-fast")
     ]
     assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_one_that_fails_takes_no_file_of_another_with_it(source, tmp_path):
+    """model-int8.bin is the weights of OpenVINO's file, and stands beside the .onnx file of that name."""
+    for name in ("model-int8.xml", "model-int8.bin", "model-int8.onnx"):
+        (tmp_path / name).write_text(name)
+    (failed,) = write_formats(replace(source, images=None), ["onnx-int8"], tmp_path)
+    assert failed.status == "failed"
+    remove_model(tmp_path / "model-int8.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model-int8.bin", "model-int8.xml"]
 
 
 def test_weights_of_7_bits_where_the_cpu_would_saturate(source, tmp_path):

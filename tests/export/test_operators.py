@@ -41,6 +41,11 @@ def test_what_we_export_is_known(exported, tmp_path):
     assert not is_quantized(operators_of(source.onnx))
 
 
+@pytest.mark.parametrize("name", ["fakequantize", "FAKEQUANTIZE", "QGemm", "QAttention", "DynamicQuantizeMatMul"])
+def test_int8_is_known_by_whatever_name_a_runtime_takes(name):
+    assert is_quantized([name])
+
+
 def test_what_onnx_calls_random_is_refused():
     random = {
         s.name

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from export.artifact import Artifact, sha256
 from pipeline.config import load_config
 from pipeline.data.images import decoded
 from pipeline.data.index import scan
-from pipeline.errors import ChangedOutput, PipelineError
+from pipeline.errors import ChangedOutput, EnvironmentProblem, PipelineError
 from pipeline.files import keep, kept, read_record, write_record
 from pipeline.run import STAGES, _all_needs
 from pipeline.stages import MANIFEST, RESULT, Run, open_run, run_config
@@ -334,6 +335,7 @@ def test_files_that_were_cut_short_are_repaired_or_named(cli, inside, tiny, fold
 
 @pytest.mark.parametrize("name", ["log.txt", ".id", "study/study.db", "data/index.json"])
 def test_a_named_pipe_in_a_run_folder_is_named_and_not_waited_for(tiny, tmp_path, name):
+    (tmp_path / ".lock").touch()
     (tmp_path / name).parent.mkdir(exist_ok=True)
     os.mkfifo(tmp_path / name)
     command = [sys.executable, "-m", "edgebuild", "search", "-c", str(tiny), "--run-dir", str(tmp_path)]
@@ -353,6 +355,7 @@ def test_a_named_pipe_in_a_run_folder_is_named_and_not_waited_for(tiny, tmp_path
 )
 def test_what_is_in_the_way_is_named(inside, tiny, tmp_path, name, told):
     path = tmp_path / name
+    (tmp_path / ".lock").touch()
     path.parent.mkdir(exist_ok=True)
     if name == "study/broken":
         path.symlink_to("nowhere")
@@ -371,6 +374,56 @@ def test_a_folder_without_its_config_is_not_begun_anew(inside, tmp_path):
     assert done.returncode == 2, done.stderr
     assert f"{tmp_path}: no run folder (it has no config.yaml)" in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+def files_in(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "command", [("search", "-c", "build.yaml"), ("run", "-c", "build.yaml"), ("gate", "-c", "config.yaml"), ("report",)]
+)
+def test_a_folder_of_the_users_is_no_run_folder(command, inside, tmp_path):
+    """A project whose folders bear the names of stages: each of these would have replaced some of it."""
+    draw_photos(tmp_path / "data", train=4, val=2)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/thesis.tex").write_text("years of work")
+    for name in ("build.yaml", "config.yaml"):
+        (tmp_path / name).write_text("data: {root: data}\nlatency: {limit_ms: 1}  # my comment\n")
+    before = files_in(tmp_path)
+    done = inside(*command, "--run-dir", ".", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "not empty, and not a run folder" in done.stderr
+    assert files_in(tmp_path) == before
+
+
+def test_images_and_run_folder_are_kept_apart(inside, tmp_path):
+    draw_photos(tmp_path / "run/data", train=4, val=2)
+    (tmp_path / "run/.lock").touch()
+    before = files_in(tmp_path)
+    done = inside("search", "-c", "demo", "--set", f"data.root={tmp_path}/run/data", "--run-dir", tmp_path / "run")
+    assert (done.returncode, "lies in the run folder" in done.stderr) == (2, True), done.stderr
+    classes = tmp_path / "run/data/train"
+    done = inside("search", "-c", "demo", "--set", f"data.root={classes}", "--run-dir", classes / "runs/x")
+    assert (done.returncode, "would be a class of data.root" in done.stderr) == (2, True), done.stderr
+    assert files_in(tmp_path) == before
+
+
+def test_a_lock_that_was_removed_keeps_nobody_out_and_is_noticed(tmp_path, monkeypatch):
+    own = os.open
+
+    def opened(path, *more, **named):
+        descriptor = own(path, *more, **named)
+        if str(path).endswith(".lock"):
+            Path(path).unlink()
+        return descriptor
+
+    monkeypatch.setattr(os, "open", opened)
+    with (
+        pytest.raises(EnvironmentProblem, match=r"its \.lock was removed"),
+        open_run(tmp_path / "run", load_config("demo"), print),
+    ):
+        pass
 
 
 def test_a_run_means_the_same_from_every_folder(tmp_path, monkeypatch):

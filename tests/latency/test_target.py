@@ -1,6 +1,7 @@
 """A board reached by SSH: a real server on the loopback interface, its own Python, nothing of ours installed there."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -181,6 +182,30 @@ def test_a_board_without_that_python(board):
         machine_of(address).host()
 
 
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ("exit 0", "its shell ran no command: it said ''"),
+        ("printf 'Welcome caf\\351'", "its shell ran no command"),
+        ("cat > /dev/null; echo /tmp; echo null", "is no answer of edgebuild's"),
+        ("cat > /dev/null; echo /tmp; echo 5", "is no answer of edgebuild's"),
+    ],
+)
+def test_a_machine_that_answers_in_its_own_way(answers, told, tmp_path, monkeypatch):
+    """What stands in for ssh here is a shell script that takes no notice of what it is asked."""
+    fake = tmp_path / "ssh"
+    fake.write_text(f"#!/bin/sh\n{answers}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(LatencyError, match=re.escape(told)):
+        machine_of("ssh://MyBoard").host()
+
+
+def test_the_case_of_a_host_is_kept():
+    """OpenSSH's configuration tells MyBoard from myboard."""
+    assert "me@MyBoard" in machine_of("ssh://me@MyBoard:22")._ssh
+
+
 def test_a_bad_file_is_told_under_its_name_here(board, tmp_path):
     bad = tmp_path / "bad.onnx"
     bad.write_text("nothing")
@@ -197,6 +222,9 @@ def test_a_bad_file_is_told_under_its_name_here(board, tmp_path):
         ("ssh://-oProxyCommand=evil", "expected local, or ssh://"),
         ("ssh://pi:secret@board", "no password in the address"),
         ("ssh://board:99999", "Port out of range"),
+        ("ssh://board:0", "expected local, or ssh://"),
+        ("ssh://board?x", "expected local, or ssh://"),
+        ("ssh://board\n", "expected local, or ssh://"),
     ],
 )
 def test_addresses_that_are_none(target, message):

@@ -74,8 +74,36 @@ def test_attempts_that_a_finished_gate_made_are_missed(tmp_path):
         with pytest.raises(PipelineError, match=r"attempts\.json: missing"):
             read_attempts(run)
         write_record(path, {"limits": []})
-        with pytest.raises(PipelineError, match=r"attempts\.json: older than .*gate\.json"):
+        with pytest.raises(
+            PipelineError, match=r"attempts\.json: older than the records in .*gate, which name attempts"
+        ):
             read_attempts(run)
+
+
+@pytest.mark.parametrize("left", ["gate.json", "manifest.json"])
+def test_one_record_of_a_finished_gate_is_enough_to_miss_them(left, tmp_path):
+    def gated(run, work):
+        add_attempt(run, ATTEMPT)
+        (work / "gate.json").write_text(json.dumps({"attempts": [asdict(ATTEMPT)]}))
+        return {"attempts": [asdict(ATTEMPT)]}
+
+    with opened(tmp_path / "run") as run:
+        perform(Stage("gate", (), lambda run: {}, gated), run)
+        (run.folder / "attempts.json").unlink()
+        for name in {"gate.json", "manifest.json"} - {left}:
+            (run.folder / "gate" / name).unlink()
+        with pytest.raises(PipelineError, match=r"attempts\.json: missing"):
+            read_attempts(run)
+
+
+def test_an_interrupted_attempt_is_counted(scripted, tmp_path):
+    def interrupted(file, attempt):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scripted(interrupted)
+    _, asked = scripted(lambda file, attempt: [at(2.0)] * 30)
+    assert asked == [("fast", 2)]
 
 
 @pytest.mark.parametrize("limits", [["x"], [5], [{}], [{"belongs_to": {}, "search": None, "made": None, "aside": []}]])

@@ -224,7 +224,7 @@ def test_refused_with_the_reason(inside, tmp_path, name):
 
 
 def test_a_build_that_fails_is_told_with_its_last_words(inside, networks):
-    args = ["--build", "echo broken >&2; exit 7", "--base-rev", "quick"]
+    args = ["--build", r"printf 'caf\351\n' >&2; echo broken >&2; exit 7", "--base-rev", "quick"]  # Latin-1
     done = inside("latency", "check", "model.onnx", *args, cwd=networks)
     assert done.returncode == 4
     assert "ended with code 7" in done.stderr

@@ -28,6 +28,15 @@ def test_it_tells_what_a_user_asks_of_a_machine(cli, tmp_path):
             assert f"problem: {line}\n" in shown
 
 
+@pytest.mark.parametrize("text", ["{", "", "[]", "{}", '"x"', '{"smallest": "many", "unrest": null}'])
+def test_a_damaged_selftest_was_never_done(text, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    record = tmp_path / "edgebuild" / f"selftest-{this_host().key}.json"
+    record.parent.mkdir()
+    record.write_text(text)
+    assert any("was never tested" in problem for problem in doctor.examine()["problems"])
+
+
 def test_a_quota_is_a_problem_for_timings(tmp_path, monkeypatch):
     """A container's --cpus stops a process in the middle of what it does, however many cores it sees."""
     (tmp_path / "cpu.max").write_text("50000 100000\n")
