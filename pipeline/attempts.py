@@ -151,8 +151,13 @@ def take_back(run: Run, one: SetAside | None = None) -> list[SetAside]:
 
 
 def _write(run: Run, attempts: Attempts) -> None:
-    ours = _OneLimit(belongs_to=_belongs_to(run), search=_search_of(run), made=attempts.made, aside=attempts.aside)
-    ours.begun = attempts.begun
+    ours = _OneLimit(
+        belongs_to=_belongs_to(run),
+        search=_search_of(run),
+        made=attempts.made,
+        aside=attempts.aside,
+        begun=attempts.begun,
+    )
     limits = [*(one for one in _by_limit(run) if one.belongs_to != ours.belongs_to), ours]
     write_record(run.folder / _RECORD, {"format": FORMAT, "limits": _LIMITS.dump_python(limits, mode="json")})
 
