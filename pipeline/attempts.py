@@ -115,11 +115,19 @@ def _by_limit(run: Run) -> list[_OneLimit]:
 def _hold(limits: list[_OneLimit], gated: Path) -> bool:
     """Whether the attempts that a finished gate names, in either of its records, are among these."""
     wanted = set()
-    for name, inside in (("gate.json", lambda record: record), ("manifest.json", lambda record: record["summary"])):
+    for name in ("gate.json", "manifest.json"):
         try:
-            named = inside(json.loads((gated / name).read_text(encoding="utf-8")))["attempts"]
+            record = json.loads((gated / name).read_text(encoding="utf-8"))
+            named = record.get("summary", record)["attempts"]
             wanted |= {(a["number"], a["sha256"], a["p90_ms"]) for a in named}
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):  # it is judged where it is read
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ):  # it is judged where it is read
             continue
     return wanted <= {(a.number, a.sha256, a.p90_ms) for one in limits for a in one.made}
 

@@ -15,11 +15,11 @@ from models.language import canonical_hash
 from pipeline.errors import PipelineError
 
 _DIGEST = "digest"
-_FILES = ("config.yaml", "result.json", "attempts.json", "report.html", "report.md", "log.txt", ".id", ".lock")
+LOCK = ".lock"
+"""In every run folder that edgebuild made."""
+_FILES = ("config.yaml", "result.json", "attempts.json", "report.html", "report.md", "log.txt", ".id", LOCK)
 _FOLDERS = (".work", ".cache", ".aside", "study", "exports", "tensorboard")
 """Of a run folder, beside the folders of its stages."""
-_MARK = ".lock"
-"""In every run folder that edgebuild made."""
 _HEX = 32
 
 
@@ -77,10 +77,10 @@ def refuse_other_folder(folder: Path) -> None:
     PipelineError."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if not (folder / _MARK).exists() and read_record(folder / "result.json", {"stages": list}) is None:
+    if not (folder / LOCK).exists() and read_record(folder / "result.json", {"stages": list}) is None:
         raise PipelineError(
-            f"{folder}: not empty, and not a run folder (it has no {_MARK}); give another --run-dir, or, if it was "
-            f"one, `touch {folder / _MARK}`"
+            f"{folder}: not empty, and not a run folder (it has no {LOCK}); give another --run-dir, or, if it was "
+            f"one, `touch {folder / LOCK}`"
         )
 
 

@@ -1,6 +1,6 @@
 """What a run folder knows of the host at rest: every timing of the control that lies in it."""
 
-from latency.calm import Calm, calm_of, seen_in
+from latency.calm import calm_of, seen_in
 from latency.records import Measurement, ProcessRun
 from pipeline.files import read_record
 from pipeline.stages import Run
@@ -21,10 +21,11 @@ def control_runs(run: Run, runtime: str) -> list[ProcessRun]:
     return [r for m in measured if (m.subject.runtime, m.subject.threads, m.host["key"]) == here for r in m.runs]
 
 
-def at_rest(run: Run, measured: list[Measurement]) -> dict[str, Calm]:
-    """By runtime: what the control takes at rest, by all that lies in the folder and these measurements."""
-    found = {}
+def p90s_at_rest_ms(run: Run, measured: list[Measurement]) -> list[float]:
+    """The p90 of each measured file as it would be with the host at rest, judged by the control in this folder and in
+    these measurements."""
+    calm = {}
     for runtime in {m.subject.runtime for m in measured}:
         own = [r for m in measured if m.subject.runtime == runtime for r in m.runs]
-        found[runtime] = calm_of(seen_in([*control_runs(run, runtime), *own]))
-    return found
+        calm[runtime] = calm_of(seen_in([*control_runs(run, runtime), *own]))
+    return [calm[m.subject.runtime].estimate(m.runs).p90_ms for m in measured]

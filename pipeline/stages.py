@@ -34,6 +34,7 @@ from pipeline.config import DRAWN, BuildConfig, anchored, check_config
 from pipeline.data.tree import SPLITS
 from pipeline.errors import ChangedOutput, EnvironmentProblem, PipelineError
 from pipeline.files import (
+    LOCK,
     file_digest,
     read_record,
     refuse_odd_files,
@@ -183,7 +184,7 @@ def open_run(folder: Path, config: BuildConfig, say: Say) -> Iterator[Run]:
     _refuse_images_inside(folder, config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise EnvironmentProblem(f"{folder}: cannot be written: {error.strerror}; give another --run-dir") from error
     try:
@@ -193,9 +194,9 @@ def open_run(folder: Path, config: BuildConfig, say: Say) -> Iterator[Run]:
             raise EnvironmentProblem(
                 f"{folder}: another edgebuild is at work on this run folder; wait for it, or give another --run-dir"
             ) from error
-        if not _is_still(descriptor, folder / ".lock"):
+        if not _is_still(descriptor, folder / LOCK):
             raise EnvironmentProblem(
-                f"{folder}: its .lock was removed while it was opened; give the same command again"
+                f"{folder}: its {LOCK} was removed while it was opened; give the same command again"
             )
         refuse_odd_files(folder)
         config = anchored(config)

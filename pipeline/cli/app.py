@@ -377,7 +377,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # names may contain characters that the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    # Of its own, for libraries that call logging.basicConfig would put their prefix before our lines.
+    # A handler of our own: libraries that call logging.basicConfig would add a prefix to our lines.
     ours = logging.getLogger("latency")
     ours.addHandler(logging.StreamHandler())
     ours.propagate = False

@@ -20,7 +20,7 @@ from latency.measure import measure
 from models.spec import ModelSpec
 from pipeline.data.stage import load_index
 from pipeline.files import read_json, write_json
-from pipeline.rest import at_rest
+from pipeline.rest import p90s_at_rest_ms
 from pipeline.search.basis import candidate_timer, open_search
 from pipeline.search.choose import Row
 from pipeline.search.limits import best_form
@@ -62,10 +62,8 @@ def look_again(run: Run, trials: Sequence[Trial], work: Path) -> dict[int, Again
         ]
         with bar("timing the finalists in turn") as tick:
             found = measure(subjects, select.processes, machine=run.machine, tick=tick)
-    calm = at_rest(run, found)
     again = {}
-    for trial, measured in zip(trials, found, strict=True):
-        p90_ms = calm[measured.subject.runtime].estimate(measured.runs).p90_ms
+    for trial, measured, p90_ms in zip(trials, found, p90s_at_rest_ms(run, found), strict=True):
         timing = best[trial["trial"]]
         as_timed = median(measured.p90s_ms)
         run.say(

@@ -22,7 +22,7 @@ from latency.records import Measurement
 from latency.sampling import Plan
 from pipeline.data.images import decoded
 from pipeline.data.stage import load_index
-from pipeline.rest import at_rest
+from pipeline.rest import p90s_at_rest_ms
 from pipeline.show.live import bar
 from pipeline.stages import Run
 from pipeline.training.checkpoint import load_checkpoint
@@ -125,8 +125,7 @@ def time_in_turn(run: Run, candidates: list[Candidate]) -> list[Candidate]:
     subjects = [c.artifact.subject(run.config.latency.threads) for c in candidates]
     with bar("timing in turn") as tick:
         timed = measure(subjects, _PROCESSES, _PLAN, run.machine, tick=tick)
-    calm = at_rest(run, timed)
-    p90s_ms = [calm[m.subject.runtime].estimate(m.runs).p90_ms for m in timed]
+    p90s_ms = p90s_at_rest_ms(run, timed)
     return [replace(c, timed=m, p90_ms=ms) for c, m, ms in zip(candidates, timed, p90s_ms, strict=True)]
 
 

@@ -181,9 +181,8 @@ def _gate_file(run: Run, entry: dict[str, Any], rest: _Rest) -> Gated:
         rest.learn(subject.runtime, at_rest)
         disturbed = measurement.unrest or len(at_rest) < len(measurement.runs)
         too_slow = at_rest and median(r.p90_ms for r in at_rest) > latency.limit_ms
-        if verdict.verdict != "inconclusive" or not disturbed or too_slow or tried == _ATTEMPTS:
-            break
-        if not rest.comes(subject.runtime):
+        again = verdict.verdict == "inconclusive" and disturbed and not too_slow and tried < _ATTEMPTS
+        if not again or not rest.comes(subject.runtime):
             break
     spec, _, _ = load_checkpoint(run.file("distill", "student.safetensors"))
     over = shipped_over(run.config, profile(spec).params, artifact.size_bytes, measurement.summary()["peak_mib"])

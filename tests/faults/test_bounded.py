@@ -1,5 +1,6 @@
 """Reading what a stranger wrote takes no more memory and time than this machine can spare."""
 
+import json
 import os
 import resource
 import signal
@@ -154,3 +155,10 @@ def _varint(number):
         found += struct.pack("B", number & 127 | 128)
         number >>= 7
     return found + bytes([number])
+
+
+@pytest.mark.slow
+def test_a_good_manifest_is_still_read(bundle):
+    assert json.loads((bundle / "manifest.json").read_text())["format"] == 3
+    found = preflight(bundle, Limits())
+    assert not [c for c in found.checks if c.name in ("reading", "manifest")], found

@@ -384,7 +384,7 @@ def files_in(folder):
     "command", [("search", "-c", "build.yaml"), ("run", "-c", "build.yaml"), ("gate", "-c", "config.yaml"), ("report",)]
 )
 def test_a_folder_of_the_users_is_no_run_folder(command, inside, tmp_path):
-    """A project whose folders bear the names of stages: each of these would have replaced some of it."""
+    """A project whose folders have the same names as stages. Each of these commands used to replace some of them."""
     draw_photos(tmp_path / "data", train=4, val=2)
     (tmp_path / "report").mkdir()
     (tmp_path / "report/thesis.tex").write_text("years of work")
